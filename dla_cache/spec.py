@@ -1,0 +1,170 @@
+"""What is computed for every image, and the recipe hash that names it.
+
+A `CacheSpec` is what a user writes. A `Recipe` is what a source makes of one of its entries:
+everything that decides the stored numbers, and nothing else (no path, device, time or worker).
+"""
+
+import hashlib
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dla_cache.errors import SpecError
+
+WRITER_VERSION = 1
+"""Part of every recipe: raised when the same recipe would store other numbers."""
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Modality(StrEnum):
+    """The one vocabulary of modalities."""
+
+    DEPTH = "depth"
+    AUDIO = "audio"
+    SHAPE = "shape"
+    MOTION = "motion"
+    NORMALS = "normals"
+
+
+class StrictModel(BaseModel):
+    """Base of every config and record: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LatentFormat(StrictModel):
+    """How one sample of a modality looks in the store."""
+
+    kind: Literal["continuous", "codes"]
+    shape: tuple[Annotated[int, Field(gt=0)], ...]
+    """Shape of one sample, without the batch axis."""
+    axes: tuple[Literal["channel", "height", "width", "token", "codebook", "step"], ...]
+    """The meaning of each axis of `shape`: a flip of the image turns `height` and `width`."""
+    dtype: Literal["float16", "float32", "uint8", "int16", "int32"]
+    vocabulary: Annotated[int, Field(gt=0)] | None = None
+    """Number of codes; codes only."""
+    space: str = ""
+    """What the numbers are and how to decode them, in words."""
+
+    @model_validator(mode="after")
+    def _axes_fit(self) -> Self:
+        if len(self.axes) != len(self.shape):
+            raise ValueError(f"`axes` names {len(self.axes)} axes, `shape` has {len(self.shape)}")
+        if (self.kind == "codes") != (self.vocabulary is not None):
+            raise ValueError("`vocabulary` belongs to codes and only to codes")
+        if (self.kind == "codes") == self.dtype.startswith("float"):
+            raise ValueError(f"`{self.kind}` cannot be stored as `{self.dtype}`")
+        return self
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of one sample along which statistics are kept: channels, or codebooks."""
+        return self.axes.index("codebook" if self.kind == "codes" else "channel")
+
+
+class LatentSpec(StrictModel):
+    """One modality of the cache: which source fills it, and how."""
+
+    modality: Modality
+    source: str
+    """Name of a source, as `dla sources list` shows it."""
+    parameters: dict[str, str | int | float | bool] = {}
+    """The source's own settings; it refuses those it does not know."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Recipe seed; a sample's seed derives from it, the modality and the image ID."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Stored dtype of continuous latents; codes take the smallest integer that holds them."""
+
+
+class CacheSpec(StrictModel):
+    """What `dla cache build` computes and how it is laid out."""
+
+    latents: Annotated[tuple[LatentSpec, ...], Field(min_length=1)]
+    shard_size: Annotated[int, Field(gt=0, le=1_000_000)] = 512
+    """Images per shard: the unit of work and of commit."""
+    splits: tuple[str, ...] | None = None
+    """Splits of the manifest to build; all when absent."""
+
+    @model_validator(mode="after")
+    def _one_entry_per_modality(self) -> Self:
+        names = [entry.modality.value for entry in self.latents]
+        if len(set(names)) != len(names):
+            raise ValueError(f"each modality may stand once, got {names}")
+        return self
+
+
+class Recipe(StrictModel):
+    """Everything that decides the stored numbers of one modality."""
+
+    modality: Modality
+    source: str
+    weights_sha256: str
+    """Content hash of the weights that were loaded; empty for a source without weights."""
+    parameters: dict[str, str | int | float | bool]
+    """Every setting of the source, defaults filled in."""
+    seed: int
+    source_view_size: Annotated[int, Field(gt=0)]
+    """Side in pixels of the one square view a source sees."""
+    format: LatentFormat
+    writer_version: int = WRITER_VERSION
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the canonical JSON of this recipe, hexadecimal."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def read_yaml(path: Path, model: type[M]) -> M:
+    """The YAML file at `path` as a checked `model`.
+
+    Raises:
+        SpecError: if the file is missing, is no YAML mapping, or does not fit the model.
+    """
+    return parse_spec(load_yaml(path), model, where=str(path))
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, unchecked.
+
+    Raises:
+        SpecError: if the file is missing or holds no mapping.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"`{path}` cannot be read: {error.strerror}", hint="check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"`{path}` is no YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise SpecError(f"`{path}` holds no mapping of keys to values", hint="see manifests/README.md for the fields")
+    return value
+
+
+def parse_spec(value: dict[str, Any], model: type[M], *, where: str) -> M:
+    """`value` as a checked `model`; every fault is named with its place.
+
+    Raises:
+        SpecError: listing each faulty field.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        faults = [
+            f"`{'.'.join(str(part) for part in fault['loc']) or model.__name__}`: {fault['msg']}"
+            for fault in error.errors()
+        ]
+        known = ", ".join(f"`{name}`" for name in model.model_fields)
+        raise SpecError(
+            f"`{where}` does not fit {model.__name__}: {'; '.join(faults)}", hint=f"known fields: {known}"
+        ) from error

@@ -1,0 +1,1 @@
+"""The trainer: image-latent pairs in, an image-only student out."""
