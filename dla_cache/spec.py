@@ -160,11 +160,9 @@ def parse_spec(value: dict[str, Any], model: type[M], *, where: str) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        faults = [
+        faults = "; ".join(
             f"`{'.'.join(str(part) for part in fault['loc']) or model.__name__}`: {fault['msg']}"
             for fault in error.errors()
-        ]
+        )
         known = ", ".join(f"`{name}`" for name in model.model_fields)
-        raise SpecError(
-            f"`{where}` does not fit {model.__name__}: {'; '.join(faults)}", hint=f"known fields: {known}"
-        ) from error
+        raise SpecError(f"`{where}` does not fit {model.__name__}: {faults}", hint=f"known fields: {known}") from error
