@@ -140,7 +140,8 @@ def render_relief(depth: NDArray[np.uint8], image_id: str, textures: NDArray[np.
     texture = textures[top : top + SIDE, left : left + SIDE].transpose(2, 0, 1)
     surface = (1 - TEXTURE_STRENGTH) * GREY + TEXTURE_STRENGTH * texture
     pixels = surface * shade + NOISE * rng.standard_normal((3, SIDE, SIDE))
-    return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    rendered: NDArray[np.uint8] = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    return rendered
 
 
 def render_split(split: str) -> tuple[list[Rendering], NDArray[np.uint8], NDArray[np.uint8]]:

@@ -1,0 +1,46 @@
+# Every target sets up its own environment, once. `PIP_ARGS` and `TEST_ARGS` go to pip and pytest.
+PYTHON ?= python3
+PIP_ARGS ?=
+TEST_ARGS ?=
+
+VENV := .venv
+READY := $(VENV)/.ready
+RUN := $(VENV)/bin/python -m
+# Several processes of one thread beat one process of several on the small arrays of the tests.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench format clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(READY) ## images to latents to teacher to student, on two CPU cores, into demo-out/
+	$(VENV)/bin/dla demo --out demo-out
+
+test: $(READY) ## run the tests
+	$(ONE_THREAD) $(RUN) pytest -n 2 $(TEST_ARGS)
+
+check: $(READY) ## lint, formatting, types
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+bench: $(READY) ## print the figures that README and docs quote
+	$(VENV)/bin/python bench/embedded.py
+
+format: $(READY) ## put every file into the house format
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+clean: ## remove caches and outputs; the environment in .venv stays
+	rm -rf demo-out bench-out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find dla_cache trainer cli tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp goes before anything changes and comes back last: a set-up that was interrupted starts
+# from an empty environment, because pip takes a half-installed package for an installed one.
+$(READY): pyproject.toml constraints.txt
+	@test -e $@ || { echo "setting up $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@rm -f $@
+	$(RUN) pip install --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,194 @@
+"""`dla cache`: fill a store, and see what it holds."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.render import ProgressReporter, print_table
+from cli.settings import apply_overrides
+from cli.signals import stop_on_signals
+
+if TYPE_CHECKING:
+    from dla_cache.describe import ImageDescription
+
+app = typer.Typer(help="The cache of undecoded latents.", no_args_is_help=True)
+
+StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+@app.callback()
+def group() -> None:
+    """The cache of undecoded latents."""
+
+
+@app.command()
+def build(
+    spec_path: Annotated[Path, typer.Argument(metavar="SPEC", help="Cache spec, a YAML file.")],
+    manifest_path: Annotated[Path, typer.Option("--manifest", help="Image list, a Parquet file.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the store; made if absent.")],
+    device: Annotated[str, typer.Option("--device", help="Where sources run: cpu, cuda, cuda:1.")] = "cpu",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per call of a source.")] = 64,
+    rank: Annotated[int, typer.Option("--rank", min=0, help="Number of this process among --world-size.")] = 0,
+    world_size: Annotated[int, typer.Option("--world-size", min=1, help="Processes that build together.")] = 1,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Set one field of the spec; repeatable.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved spec and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compute and store the latents of a manifest. Run it again to go on where it stopped."""
+    from dla_cache.build import BuildProgress, build_cache
+    from dla_cache.manifest import read_manifest
+    from dla_cache.sources import open_source
+    from dla_cache.spec import CacheSpec, load_yaml, parse_spec
+
+    if rank >= world_size:
+        raise typer.BadParameter(f"{rank} does not lie below --world-size {world_size}", param_hint="--rank")
+    spec = parse_spec(apply_overrides(load_yaml(spec_path), overrides or []), CacheSpec, where=str(spec_path))
+    if dry_run:
+        typer.echo(spec.model_dump_json(indent=2))
+        return
+    manifest = read_manifest(manifest_path)
+    with ProgressReporter("build", "images") as reporter, stop_on_signals() as should_stop:
+
+        def show(progress: BuildProgress) -> None:
+            note = f"{progress.modality}, shard {progress.shard} of {progress.n_shards}"
+            reporter.update(progress.images_done, progress.images_total, note)
+
+        report = build_cache(
+            manifest,
+            spec,
+            out,
+            open_source=open_source,
+            device=device,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            on_progress=show,
+            should_stop=should_stop,
+        )
+    if as_json:
+        typer.echo(json.dumps({**asdict(report), "images_per_s": report.images_per_s}))
+        return
+    typer.echo(f"store         {out}, {report.n_images} images")
+    typer.echo(f"encoded       {report.images_encoded} images, {report.images_per_s:.1f} images/s")
+    typer.echo(
+        f"content hash  {report.content_hash or f'none yet, {report.shards_missing} shards of other ranks missing'}"
+    )
+
+
+@app.command()
+def status(store_path: StorePath, as_json: AsJson = False) -> None:
+    """Show what is committed and what is missing."""
+    from dla_cache.describe import describe_store
+    from dla_cache.store import open_store
+
+    state = describe_store(open_store(store_path))
+    if as_json:
+        typer.echo(json.dumps(asdict(state)))
+        return
+    print_table(
+        ["modality", "shards", "images", "MB", "bytes/image", "recipe"],
+        [
+            [
+                part.modality,
+                f"{part.shards}/{part.shards_planned}",
+                f"{part.images}/{state.images}",
+                f"{part.size_bytes / 1e6:.1f}",
+                f"{part.bytes_per_image:.0f}",
+                part.recipe_hash[:16],
+            ]
+            for part in state.modalities
+        ],
+    )
+    splits = ", ".join(f"{split} {count}" for split, count in state.images_per_split.items())
+    typer.echo(f"splits        {splits}")
+    typer.echo(f"content hash  {state.content_hash or 'none yet: run `dla cache build` again'}")
+
+
+@app.command()
+def verify(
+    store_path: StorePath,
+    manifest_path: Annotated[Path | None, typer.Option("--manifest", help="Compare with this manifest, too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read every byte of a store and check it against its records."""
+    from dla_cache.errors import CorruptShardError
+    from dla_cache.manifest import read_manifest
+    from dla_cache.store import open_store
+    from dla_cache.verify import verify_store
+
+    store = open_store(store_path)
+    manifest = None if manifest_path is None else read_manifest(manifest_path)
+    with ProgressReporter("verify", "shards") as reporter:
+        report = verify_store(store, manifest, on_progress=reporter.update)
+    if as_json:
+        typer.echo(json.dumps(asdict(report)))
+    else:
+        for problem in report.problems:
+            typer.echo(f"{problem.where}: {problem.what}")
+        typer.echo(f"checked       {report.shards_checked} shards, {report.bytes_checked / 1e6:.1f} MB")
+        typer.echo(f"content hash  {report.content_hash or 'none: shards are missing'}")
+    if report.problems:
+        raise CorruptShardError(
+            f"{len(report.problems)} problems in `{store_path}`",
+            hint="restore damaged files from a copy; what is merely missing comes by `dla cache build`",
+        )
+
+
+@app.command()
+def inspect(
+    store_path: StorePath,
+    image_id: Annotated[str | None, typer.Option("--image-id", help="Show the latents of this image.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show recipes and statistics, or one image's row and latents."""
+    from dla_cache.describe import describe_image, describe_modality
+    from dla_cache.store import open_store
+
+    store = open_store(store_path)
+    if image_id is not None:
+        _show_image(describe_image(store, image_id), as_json)
+        return
+    modalities = {modality: describe_modality(store, modality) for modality in store.modalities}
+    if as_json:
+        typer.echo(json.dumps({modality: asdict(part) for modality, part in modalities.items()}))
+        return
+    for modality, part in modalities.items():
+        typer.echo(f"{modality}, recipe {part.recipe_hash}")
+        for name, value in part.recipe.items():
+            typer.echo(f"  {name:<18}{json.dumps(value, ensure_ascii=False)}")
+        print_table(
+            ["  split", "images", "channel", "mean", "std", "minimum", "maximum"],
+            [
+                [f"  {split}", moments["count"], channel, *(f"{value:.4f}" for value in values)]
+                for split, moments in part.statistics.items()
+                for channel, values in enumerate(
+                    zip(*(moments[name] for name in ("mean", "std", "minimum", "maximum")), strict=True)
+                )
+            ],
+        )
+
+
+def _show_image(description: "ImageDescription", as_json: bool) -> None:
+    image = asdict(description.image)
+    latents = {modality: moments.model_dump() for modality, moments in description.latents.items()}
+    if as_json:
+        typer.echo(json.dumps({"image": image, "shard": description.shard, "latents": latents}))
+        return
+    for name, value in {**image, "shard": description.shard}.items():
+        typer.echo(f"{name:<10}{value}")
+    print_table(
+        ["modality", "channel", "mean", "std", "minimum", "maximum"],
+        [
+            [modality, channel, *(f"{value:.4f}" for value in (mean, variance**0.5, minimum, maximum))]
+            for modality, moments in description.latents.items()
+            for channel, (mean, variance, minimum, maximum) in enumerate(
+                zip(moments.mean, moments.variance, moments.minimum, moments.maximum, strict=True)
+            )
+        ],
+    )

@@ -1,0 +1,93 @@
+"""What several commands show: progress to stderr, tables to stdout."""
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+LINE_INTERVAL_S = 30.0
+"""Without a terminal, one line of progress in so many seconds."""
+
+
+class ProgressReporter:
+    """Rate, time left and what is being worked on: a bar on a terminal, else a line now and then.
+
+    Talks to stderr. Use it as a context manager and tell it by `update` how far the work is.
+    """
+
+    def __init__(self, title: str, unit: str) -> None:
+        """
+        Args:
+            unit: what is counted, in the plural: `images`, `steps`.
+        """
+        self.title = title
+        self.unit = unit
+        self._started = self._last_line = time.monotonic()
+        self._done = self._total = 0
+        self._note = ""
+        self._bar = _make_bar(unit) if sys.stderr.isatty() else None
+        self._task = self._bar.add_task(title, total=None, rate="", note="") if self._bar else None
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._done:
+            self._write_line()
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` units are finished; `note` says what is under way."""
+        self._done, self._total, self._note = done, total, note
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, rate=f"{self._rate:.1f} {self.unit}/s", note=note)
+        elif time.monotonic() - self._last_line >= LINE_INTERVAL_S:
+            self._write_line()
+
+    @property
+    def _rate(self) -> float:
+        return self._done / max(time.monotonic() - self._started, 1e-9)
+
+    def _write_line(self) -> None:
+        self._last_line = time.monotonic()
+        left_s = (self._total - self._done) / self._rate
+        state = f"{left_s:.0f} s left" if left_s else f"{time.monotonic() - self._started:.1f} s"
+        note = f", {self._note}" if self._note else ""
+        print(
+            f"{self.title}: {self._done}/{self._total} {self.unit}, {self._rate:.1f} {self.unit}/s, {state}{note}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _make_bar(unit: str) -> "Progress":
+    from rich import progress
+    from rich.console import Console
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn(unit),
+        progress.TextColumn("{task.fields[rate]}"),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+    )
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table on stdout: aligned columns, never cut to a terminal's width, so that it can be piped."""
+    texts = [list(headers), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(text) for text in column) for column in zip(*texts, strict=True)]
+    for text in texts:
+        print("  ".join(cell.ljust(width) for cell, width in zip(text, widths, strict=True)).rstrip())

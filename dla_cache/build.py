@@ -1,0 +1,226 @@
+"""Filling a store: for every shard that no record vouches for, decode → encode → write → commit.
+
+Running it again is how to resume. Nothing here knows how many processes build the store: each
+takes the shards of its rank, and whatever is committed is skipped.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dla_cache.errors import WorkInterrupted
+from dla_cache.images import Pixels, decode_image, read_image_bytes, source_view
+from dla_cache.manifest import Manifest, path_of
+from dla_cache.shards import Shard, shards_of_rank
+from dla_cache.sources.seeding import sample_seed
+from dla_cache.spec import CacheSpec, LatentSpec
+from dla_cache.store import create_store
+from dla_cache.store.content import checked_latents
+from dla_cache.store.rows import RowTable, StoredImage
+from dla_cache.store.zarr_store import ZarrStore
+
+if TYPE_CHECKING:
+    from dla_cache.sources import LatentSource
+
+DECODE_THREADS = 4
+BATCHES_AHEAD = 4
+"""Batches that are decoded while one is encoded; they run on into the next shard."""
+
+LOOSE_RECORDS = 1000
+"""Commit records are consolidated once so many lie about as single files."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildProgress:
+    """Where a build is. Images count once a modality, and only those that this run computes."""
+
+    modality: str
+    shard: int
+    n_shards: int
+    """Of the whole store."""
+    images_done: int
+    images_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What a build did."""
+
+    n_images: int
+    """Images of the store."""
+    images_encoded: int
+    """By this run, counted once a modality."""
+    shards_committed: int
+    """By this run."""
+    shards_missing: int
+    """Of other ranks, not committed yet."""
+    seconds: float
+    content_hash: str | None
+    """None while shards are missing."""
+
+    @property
+    def images_per_s(self) -> float:
+        return self.images_encoded / self.seconds if self.seconds else 0.0
+
+
+def build_cache(
+    manifest: Manifest,
+    spec: CacheSpec,
+    store_path: Path,
+    *,
+    open_source: Callable[[LatentSpec, str], "LatentSource"],
+    device: str = "cpu",
+    batch_size: int = 64,
+    rank: int = 0,
+    world_size: int = 1,
+    on_progress: Callable[[BuildProgress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> BuildReport:
+    """Computes and commits all latents of this rank that are not committed yet.
+
+    Args:
+        batch_size: images per call of a source. The last batch of a shard is filled up with its
+            last image, so that a source only ever sees this one size and its numbers do not
+            depend on where a shard ends.
+        should_stop: asked between two batches.
+
+    Raises:
+        ManifestError: if a split of the spec has no image.
+        ImageError: if an image is missing, changed or cannot be decoded.
+        SourceError: if a source cannot be opened or puts out something that is no latent.
+        StoreError: if the store cannot be written or was built from another spec.
+        IncompleteBuildError: if a shard of this rank is missing at the end.
+        WorkInterrupted: if `should_stop` said so.
+        In every case what is committed stays, and the same call goes on from there.
+    """
+    started = time.monotonic()
+    if spec.splits is not None:
+        manifest = manifest.select(spec.splits)
+    with ExitStack() as stack:
+        sources = [stack.enter_context(closing(open_source(entry, device))) for entry in spec.latents]
+        recipes = {source.recipe.modality.value: source.recipe for source in sources}
+        store = create_store(
+            store_path, RowTable.from_manifest(manifest), manifest.class_names, spec.shard_size, recipes
+        )
+        mine = shards_of_rank(store.shards, rank, world_size)
+        todo = [_uncommitted(store, modality, mine) for modality in recipes]
+        images_total = sum(len(shard) for shards in todo for shard in shards)
+        images_done = 0
+        for source, shards in zip(sources, todo, strict=True):
+            steps = stack.enter_context(
+                closing(_fill_modality(store, manifest.root, source, shards, batch_size, device))
+            )
+            for shard, n_images in steps:
+                images_done += n_images
+                if on_progress is not None:
+                    modality = source.recipe.modality.value
+                    on_progress(BuildProgress(modality, shard.index, len(store.shards), images_done, images_total))
+                if should_stop is not None and should_stop():
+                    raise _interrupted(store, recipes)
+    for modality in recipes:
+        store.consolidate(modality)
+    return _report(store, recipes, mine, todo, seconds=time.monotonic() - started)
+
+
+def _uncommitted(store: ZarrStore, modality: str, shards: Sequence[Shard]) -> list[Shard]:
+    committed = store.committed(modality)
+    return [shard for shard in shards if shard.index not in committed]
+
+
+def _fill_modality(
+    store: ZarrStore, image_root: Path, source: "LatentSource", shards: Sequence[Shard], batch_size: int, device: str
+) -> Generator[tuple[Shard, int], None, None]:
+    """Encodes and commits shards; yields after every batch how many images of which shard it had."""
+    recipe = source.recipe
+    modality = recipe.modality.value
+    batches = [
+        (shard, store.rows[start : min(start + batch_size, shard.stop)])
+        for shard in shards
+        for start in range(shard.start, shard.stop, batch_size)
+    ]
+    latents: list[NDArray[np.generic]] = []
+    shard_started = time.monotonic()
+    with closing(_decoded(image_root, [images for _, images in batches], recipe.source_view_size)) as decoded:
+        for (shard, images), pixels in zip(batches, decoded, strict=True):
+            latents.append(_encode(source, images, pixels, batch_size))
+            if images[-1].row == shard.stop - 1:
+                seconds = time.monotonic() - shard_started
+                store.write_shard(modality, shard, np.concatenate(latents), seconds=seconds, device=device)
+                store.consolidate(modality, at_least=LOOSE_RECORDS)
+                latents = []
+                shard_started = time.monotonic()
+            yield shard, len(images)
+
+
+def _decoded(
+    image_root: Path, batches: Sequence[Sequence[StoredImage]], size: int
+) -> Generator[list[Pixels], None, None]:
+    """The source view of every image, batch by batch, decoded ahead by threads."""
+
+    def decode(image: StoredImage) -> Pixels:
+        content = read_image_bytes(path_of(image_root, image.uri), image)
+        return source_view(decode_image(content, image.image_id), size)
+
+    ahead: deque[list[Future[Pixels]]] = deque()
+    pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
+    try:
+        for batch in batches:
+            ahead.append([pool.submit(decode, image) for image in batch])
+            if len(ahead) > BATCHES_AHEAD:
+                yield [future.result() for future in ahead.popleft()]
+        while ahead:
+            yield [future.result() for future in ahead.popleft()]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _encode(
+    source: "LatentSource", images: Sequence[StoredImage], pixels: Sequence[Pixels], batch_size: int
+) -> NDArray[np.generic]:
+    """Checked raw latents of one batch, [len(images), *shape]."""
+    recipe = source.recipe
+    padding = batch_size - len(images)
+    image_ids = [image.image_id for image in images] + [images[-1].image_id] * padding
+    seeds = [sample_seed(recipe.seed, recipe.modality.value, image_id) for image_id in image_ids]
+    latents = source.encode(np.stack([*pixels, *[pixels[-1]] * padding]), seeds)
+    return checked_latents(latents, recipe.format, image_ids)[: len(images)]
+
+
+def _interrupted(store: ZarrStore, modalities: Collection[str]) -> WorkInterrupted:
+    committed = sum(len(store.committed(modality)) for modality in modalities)
+    planned = len(store.shards) * len(modalities)
+    return WorkInterrupted(
+        f"interrupted: {committed} of {planned} shards of `{store.path}` are committed",
+        hint="run the same command again; it goes on from there",
+    )
+
+
+def _report(
+    store: ZarrStore,
+    modalities: Collection[str],
+    mine: Sequence[Shard],
+    todo: Sequence[Sequence[Shard]],
+    seconds: float,
+) -> BuildReport:
+    own = {shard.index for shard in mine}
+    missing = {modality: store.missing(modality) for modality in modalities}
+    for modality, shards in missing.items():
+        if own.intersection(shards):
+            store.require_complete([modality])
+    is_complete = not any(store.missing(modality) for modality in store.modalities)
+    return BuildReport(
+        n_images=len(store.rows),
+        images_encoded=sum(len(shard) for shards in todo for shard in shards),
+        shards_committed=sum(len(shards) for shards in todo),
+        shards_missing=sum(len(shards) for shards in missing.values()),
+        seconds=seconds,
+        content_hash=store.content_hash() if is_complete else None,
+    )

@@ -1,0 +1,84 @@
+"""relief-digits as files: PNGs, the manifest a build reads, and the truth that no trainer may open."""
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from dla_cache.data.relief_digits import CLASS_NAMES, SIDE, SPLITS, render_split
+from dla_cache.durable import writing_to
+from dla_cache.errors import StoreError
+from dla_cache.manifest import Manifest, ManifestRow, write_manifest
+
+MANIFEST_NAME = "manifest.parquet"
+TRUTH_NAME = "truth.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What `truth.parquet` holds of one image: its label, hidden or not, and its depth uint8 [32, 32]."""
+
+    label: int
+    depth: NDArray[np.uint8]
+
+
+def write_relief_digits(folder: Path, *, on_progress: Callable[[str, int], None] = lambda _split, _n: None) -> Manifest:
+    """Renders every split but the generator's own into `folder`.
+
+    Writes `images/*.png`, `truth.parquet` and last `manifest.parquet`, so a manifest is never
+    without its images. Running it again writes the same bytes.
+
+    Raises:
+        StoreError: if the folder cannot be written.
+    """
+    rows: list[ManifestRow] = []
+    truth: dict[str, list[object]] = {"image_id": [], "label": [], "depth": []}
+    with writing_to(folder):
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        for split, settings in SPLITS.items():
+            if split == "generator":
+                continue
+            plan, pixels, depth = render_split(split)
+            for rendering, image, relief in zip(plan, pixels, depth, strict=True):
+                data = encode_png(image)
+                uri = f"images/{rendering.image_id}.png"
+                (folder / uri).write_bytes(data)
+                label = rendering.label if settings.labelled else None
+                digest = hashlib.sha256(data).hexdigest()
+                rows.append(ManifestRow(rendering.image_id, uri, label, split, digest, SIDE, SIDE))
+                truth["image_id"].append(rendering.image_id)
+                truth["label"].append(rendering.label)
+                truth["depth"].append(relief.tobytes())
+            on_progress(split, len(plan))
+        pq.write_table(pa.table(truth), folder / TRUTH_NAME)
+    return write_manifest(folder / MANIFEST_NAME, rows, CLASS_NAMES)
+
+
+def read_truth(path: Path) -> dict[str, Truth]:
+    """`truth.parquet` by image ID: for pictures and for scoring generators, never for training.
+
+    Raises:
+        StoreError: if there is no such file.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise StoreError(f"`{path}` holds no truth: {error}", hint="make it with `dla data relief-digits`") from error
+    return {
+        row["image_id"]: Truth(row["label"], np.frombuffer(row["depth"], np.uint8).reshape(SIDE, SIDE))
+        for row in table.to_pylist()
+    }
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """PNG bytes of pixels uint8 [3, H, W]."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(buffer, format="PNG")
+    return buffer.getvalue()

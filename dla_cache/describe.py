@@ -1,0 +1,119 @@
+"""What a store holds, in plain values that can be printed or turned into JSON."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dla_cache.store.rows import StoredImage
+from dla_cache.store.statistics import SplitStatistics, measure
+from dla_cache.store.zarr_store import ZarrStore
+
+
+@dataclass(frozen=True, slots=True)
+class ModalityStatus:
+    """How much of a modality is committed."""
+
+    modality: str
+    shards: int
+    shards_planned: int
+    shards_missing: tuple[int, ...]
+    images: int
+    size_bytes: int
+    recipe_hash: str
+
+    @property
+    def bytes_per_image(self) -> float:
+        return self.size_bytes / max(self.images, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """How much of a store is committed."""
+
+    images: int
+    images_per_split: dict[str, int]
+    class_names: tuple[str, ...]
+    modalities: tuple[ModalityStatus, ...]
+    content_hash: str | None
+    """None while shards are missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModalityDescription:
+    """What the numbers of a modality are."""
+
+    recipe: dict[str, Any]
+    recipe_hash: str
+    statistics: dict[str, dict[str, Any]]
+    """Per split: count, mean, std, minimum, maximum, the latter four per channel."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDescription:
+    """One image: its row, and its latents' statistics per channel."""
+
+    image: StoredImage
+    shard: int
+    latents: dict[str, SplitStatistics]
+    """Per committed modality."""
+
+
+def describe_store(store: ZarrStore) -> StoreStatus:
+    """The state of every modality, from the commit records."""
+    modalities = []
+    for modality in store.modalities:
+        committed, missing = store.committed(modality).values(), store.missing(modality)
+        modalities.append(
+            ModalityStatus(
+                modality=modality,
+                shards=len(committed),
+                shards_planned=len(store.shards),
+                shards_missing=tuple(missing),
+                images=sum(record.n_rows for record in committed),
+                size_bytes=sum(record.size_bytes for record in committed),
+                recipe_hash=store.recipe(modality).hash,
+            )
+        )
+    return StoreStatus(
+        images=len(store.rows),
+        images_per_split={split: len(store.rows_of([split])) for split in sorted(store.rows.splits)},
+        class_names=store.class_names,
+        modalities=tuple(modalities),
+        content_hash=None if any(state.shards_missing for state in modalities) else store.content_hash(),
+    )
+
+
+def describe_modality(store: ZarrStore, modality: str) -> ModalityDescription:
+    """Recipe and statistics of a modality; of those splits whose shards are all committed."""
+    missing = store.missing(modality)
+    statistics = {}
+    for split in sorted(store.rows.splits):
+        if not np.isin(store.rows_of([split]) // store.shard_size, missing).any():
+            merged = store.statistics(modality, [split])
+            statistics[split] = {
+                "count": merged.count,
+                "mean": merged.mean.tolist(),
+                "std": merged.std.tolist(),
+                "minimum": merged.minimum.tolist(),
+                "maximum": merged.maximum.tolist(),
+            }
+    recipe = store.recipe(modality)
+    return ModalityDescription(recipe.model_dump(mode="json"), recipe.hash, statistics)
+
+
+def describe_image(store: ZarrStore, image_id: str) -> ImageDescription:
+    """One image's row and latents.
+
+    Raises:
+        MissingLatentError: if the store does not know the image.
+        CorruptShardError: if one of its latents is damaged.
+    """
+    row = store.rows.row_of(image_id)
+    shard = row // store.shard_size
+    latents = {
+        modality: measure(store.read(modality, np.array([row])), store.recipe(modality).format.channel_axis)
+        for modality in store.modalities
+        if shard in store.committed(modality)
+    }
+    return ImageDescription(store.rows[row], shard, latents)

@@ -1,0 +1,217 @@
+"""The image list: one Parquet file, checked whole whenever it is written or read."""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dla_cache.durable import make_folder, write_durably
+from dla_cache.errors import ManifestError, name_some
+from dla_cache.spec import canonical_json
+
+FORMAT = 1
+
+SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("label", pa.int32()),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRow:
+    """One image."""
+
+    image_id: str
+    """`[A-Za-z0-9_-]+`, unique: the key that joins everything."""
+    uri: str
+    """POSIX path relative to the manifest's folder."""
+    label: int | None
+    """Index into the class names; None for an unlabelled image."""
+    split: str
+    sha256: str
+    """Of the file's bytes, hexadecimal."""
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A checked image list and the one class map; `root` is the folder that URIs start from."""
+
+    table: pa.Table
+    class_names: tuple[str, ...]
+    root: Path
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def image_ids(self) -> list[str]:
+        return list(self.table["image_id"].to_pylist())
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all rows and class names. It identifies a build only: a join needs less."""
+        digest = hashlib.sha256(canonical_json(self.class_names).encode())
+        for row in self.rows():
+            digest.update(canonical_json(asdict(row)).encode())
+        return digest.hexdigest()
+
+    def rows(self) -> Iterator[ManifestRow]:
+        """All rows in order."""
+        for batch in self.table.to_batches():
+            for row in batch.to_pylist():
+                yield ManifestRow(**row)
+
+    def select(self, splits: Sequence[str]) -> "Manifest":
+        """The rows of some splits, in the same order.
+
+        Raises:
+            ManifestError: if a split has no image.
+        """
+        present = self.table["split"].to_pylist()
+        absent = sorted(set(splits) - set(present))
+        if absent:
+            raise ManifestError(
+                f"the manifest has no image of split {name_some(absent)}",
+                hint=f"its splits are {', '.join(f'`{split}`' for split in sorted(set(present)))}",
+            )
+        return Manifest(
+            self.table.filter(pa.array([split in splits for split in present])), self.class_names, self.root
+        )
+
+    def path_of(self, uri: str) -> Path:
+        """The file behind a URI; see `path_of`."""
+        return path_of(self.root, uri)
+
+
+def path_of(root: Path, uri: str) -> Path:
+    """The file behind a URI that starts from the folder `root`.
+
+    Raises:
+        ManifestError: if the URI is absolute or leaves the folder.
+    """
+    if not is_safe_uri(uri):
+        raise ManifestError(f"uri `{uri}` leaves the folder `{root}`", hint="write it relative to the manifest")
+    return root / uri
+
+
+def is_safe_uri(uri: str) -> bool:
+    """Whether a URI is a relative POSIX path that does not climb out of its folder."""
+    path = PurePosixPath(uri)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not set(uri) & {"\\", "\0"}
+
+
+def write_manifest(path: Path, rows: Iterable[ManifestRow], class_names: Sequence[str]) -> Manifest:
+    """Checks the rows and writes them, whole or not at all.
+
+    Raises:
+        ManifestError: if the rows contradict themselves, or the file cannot be written.
+    """
+    try:
+        table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        raise ManifestError(f"rows do not fit the manifest's columns: {error}") from error
+    manifest = Manifest(table, tuple(class_names), path.parent)
+    check_manifest(manifest)
+    facts = canonical_json({"format": FORMAT, "class_names": list(class_names)})
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({"dla": facts}), buffer)
+    try:
+        make_folder(path.parent)
+        write_durably(path, buffer.getvalue())
+    except OSError as error:
+        raise ManifestError(f"`{path}` cannot be written: {error.strerror}", hint="choose a writable folder") from error
+    return manifest
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest at `path`, all checked again; images are not opened.
+
+    Raises:
+        ManifestError: if the file is missing, no manifest, of a newer format, or contradicts itself.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ManifestError(
+            f"`{path}` cannot be read as a manifest: {error}", hint="check the path; `dla data` writes one"
+        ) from error
+    facts = json.loads((table.schema.metadata or {}).get(b"dla", b'{"format": "none of ours"}'))
+    if facts.get("format") != FORMAT:
+        raise ManifestError(
+            f"`{path}` is a manifest of format `{facts.get('format')}`, this dla reads `{FORMAT}`",
+            hint="upgrade dla, or write the manifest again",
+        )
+    try:
+        table = table.select(SCHEMA.names).cast(SCHEMA)
+    except (KeyError, ValueError) as error:
+        raise ManifestError(
+            f"`{path}` does not have the columns of a manifest: {error}",
+            hint=f"they are {', '.join(f'`{field.name}` {field.type}' for field in SCHEMA)}; only `label` may be null",
+        ) from error
+    manifest = Manifest(table, tuple(facts["class_names"]), path.parent)
+    check_manifest(manifest)
+    return manifest
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Passes a manifest that does not contradict itself.
+
+    Raises:
+        ManifestError: on the first kind of fault found, naming the images that have it.
+    """
+    n_classes = len(manifest.class_names)
+    if len(set(manifest.class_names)) < n_classes:
+        raise ManifestError("a class name stands twice in the class map", hint="give each class its own name")
+    if not len(manifest):
+        raise ManifestError("the manifest has no image", hint="list at least one")
+    seen: set[str] = set()
+
+    def is_first(row: ManifestRow) -> bool:
+        known = row.image_id in seen
+        seen.add(row.image_id)
+        return not known
+
+    faults: dict[str, tuple[Callable[[ManifestRow], bool], str]] = {
+        "have an unsafe ID": (
+            lambda row: bool(re.fullmatch("[A-Za-z0-9_-]+", row.image_id)),
+            "use letters, digits, `_` and `-` only",
+        ),
+        "stand twice": (is_first, "give each image its own `image_id`"),
+        "have an absolute or escaping `uri`": (
+            lambda row: is_safe_uri(row.uri),
+            "write it with `/`, relative to the manifest's folder",
+        ),
+        "have a label outside the class map": (
+            lambda row: row.label is None or 0 <= row.label < n_classes,
+            f"labels lie in [0, {n_classes}); leave it null for an unlabelled image",
+        ),
+        "have no split": (lambda row: bool(row.split), "name a split for each image"),
+        "have no sha256": (
+            lambda row: bool(re.fullmatch("[0-9a-f]{64}", row.sha256)),
+            "it is the SHA-256 of the file's bytes, 64 hexadecimal digits",
+        ),
+        "have no size": (lambda row: row.width > 0 and row.height > 0, "`width` and `height` are in pixels"),
+    }
+    faulty: dict[str, list[str]] = {fault: [] for fault in faults}
+    for row in manifest.rows():
+        for fault, (holds, _) in faults.items():
+            if not holds(row):
+                faulty[fault].append(row.image_id)
+    for fault, image_ids in faulty.items():
+        if image_ids:
+            raise ManifestError(f"images {fault}: {name_some(image_ids)}", hint=faults[fault][1])

@@ -1,0 +1,179 @@
+"""Commit records: the only witness that a shard is there.
+
+A record is written once, after the shard's bytes are safe on disk. It starts as a small JSON file;
+consolidation gathers records into one Parquet file, so that 10⁶ shards are not 10⁶ files to list.
+"""
+
+import fcntl
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from dla_cache.durable import sync_folder, write_durably
+from dla_cache.errors import StoreError
+from dla_cache.spec import Modality, StrictModel, canonical_json
+from dla_cache.store.statistics import SplitStatistics
+
+
+class CommitRecord(StrictModel):
+    """What was committed. `seconds` and `device` tell of the attempt and lie outside identity."""
+
+    modality: Modality
+    shard: int
+    n_rows: int
+    size_bytes: int
+    file_sha256: str
+    """Of the shard's file."""
+    content_sum: str
+    """Of the samples under their image IDs, hexadecimal; see `dla_cache.store.content`."""
+    recipe_hash: str
+    statistics: dict[str, SplitStatistics]
+    """Per split that has images in the shard."""
+    seconds: float
+    """From the first image decoded to the latents in hand."""
+    device: str
+
+    @property
+    def images_per_s(self) -> float:
+        return self.n_rows / self.seconds if self.seconds else 0.0
+
+
+class CommitLog:
+    """The records of one modality; `folder` holds nothing else."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        # No file of a log ever changes, so one that was read need not be read again.
+        self._known: dict[str, dict[int, CommitRecord]] = {}
+
+    def read(self) -> dict[int, CommitRecord]:
+        """Every committed shard's record, by shard index: the union of all files.
+
+        Raises:
+            StoreError: if a file of the log is damaged.
+        """
+        return {record.shard: record for part in self._snapshot().values() for record in part.values()}
+
+    def find(self, shard: int) -> CommitRecord | None:
+        """The record of one shard; looks on disk only for one that it has not seen yet."""
+        for part in self._known.values():
+            if shard in part:
+                return part[shard]
+        return self.read().get(shard)
+
+    def commit_once(self, shard: int, write: Callable[[], CommitRecord]) -> CommitRecord:
+        """Runs `write` and commits the record it returns, unless the shard is committed already.
+
+        Of several processes at one shard, one writes at a time and the first to commit wins; the
+        lock is the kernel's, so a killed process leaves none.
+        """
+        claim = self.folder / f".{shard}.json.tmp"
+        with _locked_file(claim) as file:
+            committed = self.read().get(shard)
+            if committed is not None:
+                claim.unlink()
+                return committed
+            record = write()
+            file.truncate(0)
+            file.write(record.model_dump_json().encode())
+            file.flush()
+            os.fsync(file.fileno())
+            claim.rename(self.folder / f"{shard}.json")
+            sync_folder(self.folder)
+        return record
+
+    def consolidate(self) -> None:
+        """Merges all records into one file and deletes exactly those files that it read.
+
+        Deleting only what was read and merged lets it run beside writers and other consolidations:
+        a record is at any moment in at least one file.
+        """
+        parts = self._snapshot()
+        if len(parts) < 2:
+            return
+        records = {record.shard: record for part in parts.values() for record in part.values()}
+        content = _to_parquet([records[shard] for shard in sorted(records)])
+        merged = f"consolidated-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
+        write_durably(self.folder / merged, content)
+        for name in parts.keys() - {merged}:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def loose_files(self) -> int:
+        """Number of records that await consolidation."""
+        return sum(name.endswith(".json") for name in self._names())
+
+    def _names(self) -> list[str]:
+        return sorted(entry.name for entry in os.scandir(self.folder) if not entry.name.startswith("."))
+
+    def _snapshot(self) -> dict[str, dict[int, CommitRecord]]:
+        # A consolidation may move records while the folder is listed. It brings its merged file
+        # before it deletes, so a listing is whole if the merged files are the same after it. A lock
+        # would do as well, but a reader of a read-only store could not take it.
+        while True:
+            names = self._names()
+            try:
+                parts = {name: self._known.get(name) or self._read_file(name) for name in names}
+            except FileNotFoundError:
+                continue
+            if _merged(names) == _merged(self._names()):
+                self._known = parts
+                return parts
+
+    def _read_file(self, name: str) -> dict[int, CommitRecord]:
+        path = self.folder / name
+        try:
+            content = path.read_bytes()
+            texts = [content.decode()] if name.endswith(".json") else _from_parquet(content)
+            records = [CommitRecord.model_validate_json(text) for text in texts]
+        except FileNotFoundError:
+            raise
+        except (ValidationError, UnicodeDecodeError, pa.ArrowInvalid, KeyError, OSError) as error:
+            raise StoreError(f"commit record `{path}` is damaged: {error}", hint="restore it from a copy") from error
+        return {record.shard: record for record in records}
+
+
+def _merged(names: list[str]) -> list[str]:
+    return [name for name in names if name.endswith(".parquet")]
+
+
+def _to_parquet(records: list[CommitRecord]) -> bytes:
+    table = pa.table(
+        {
+            "shard": pa.array([record.shard for record in records], pa.int64()),
+            "record": [canonical_json(record.model_dump(mode="json")) for record in records],
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def _from_parquet(content: bytes) -> list[str]:
+    return list(pq.read_table(io.BytesIO(content))["record"].to_pylist())
+
+
+@contextmanager
+def _locked_file(path: Path) -> Iterator[IO[bytes]]:
+    """The file at `path`, made if absent, under an exclusive lock; waits for whoever holds it.
+
+    Whoever held it may have renamed or deleted the file, and a lock on a file without a name
+    excludes nobody: then it starts again.
+    """
+    while True:
+        with path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                is_current = os.path.samestat(path.stat(), os.fstat(file.fileno()))
+            except FileNotFoundError:
+                is_current = False
+            if is_current:
+                yield file
+                return

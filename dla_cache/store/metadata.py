@@ -1,0 +1,159 @@
+"""What a store says of itself: row table, class map, shard size, and a recipe per modality.
+
+`zarr.json` of the group is written last, so a folder that has it is a whole store.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dla_cache.durable import make_folder, write_durably, writing_to
+from dla_cache.errors import RecipeMismatchError, StoreError
+from dla_cache.spec import Recipe
+from dla_cache.store.layout import FORMAT, array_folder, array_metadata, commits_folder, group_metadata
+from dla_cache.store.rows import RowTable
+
+PARTS = {"zarr.json", "rows.parquet", "latents", "commits"}
+"""All that lies in a store's folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreMetadata:
+    """What decides the place of every sample and the meaning of its numbers."""
+
+    rows: RowTable
+    class_names: tuple[str, ...]
+    shard_size: int
+    recipes: dict[str, Recipe]
+    """By modality, in alphabetical order."""
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Attribute `dla` of the Zarr group."""
+        return {"format": FORMAT, "shard_size": self.shard_size, "class_names": list(self.class_names)}
+
+
+def read_metadata(path: Path) -> StoreMetadata:
+    """The metadata of the store at `path`.
+
+    Raises:
+        StoreError: if there is no store, it is damaged, or its format is newer than this code.
+    """
+    if not (path / "zarr.json").is_file():
+        raise StoreError(f"`{path}` is no store", hint="check the path; `dla cache build` makes one")
+    try:
+        attributes = read_json(path / "zarr.json")["attributes"]["dla"]
+        if attributes["format"] > FORMAT:
+            raise StoreError(
+                f"`{path}` has format `{attributes['format']}`, this dla reads up to `{FORMAT}`", hint="upgrade dla"
+            )
+        recipes = {
+            folder.name: Recipe.model_validate(read_json(folder / "zarr.json")["attributes"]["dla"]["recipe"])
+            for folder in sorted((path / "latents").iterdir())
+            if (folder / "zarr.json").is_file()
+        }
+        return StoreMetadata(
+            rows=RowTable.from_parquet((path / "rows.parquet").read_bytes()),
+            class_names=tuple(attributes["class_names"]),
+            shard_size=int(attributes["shard_size"]),
+            recipes=recipes,
+        )
+    except StoreError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise StoreError(
+            f"the metadata of `{path}` is damaged: {error}", hint="restore `zarr.json` and `rows.parquet` from a copy"
+        ) from error
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_bytes())
+
+
+def create_metadata(path: Path, wanted: StoreMetadata) -> None:
+    """Makes an empty store, or passes one that agrees; a modality it does not have yet is added.
+
+    Processes that do so at the same time wait for each other, so all get the same answer.
+
+    Raises:
+        RecipeMismatchError: if the store differs, saying in what: old → new.
+        StoreError: if the folder holds other things or cannot be written.
+    """
+    with writing_to(path):
+        make_folder(path)
+        with _locked_folder(path):
+            if (path / "zarr.json").is_file():
+                check_agrees(path, read_metadata(path), wanted)
+            else:
+                others = [entry.name for entry in path.iterdir() if entry.name not in PARTS and entry.suffix != ".tmp"]
+                if others:
+                    raise StoreError(
+                        f"`{path}` holds other things, such as `{others[0]}`", hint="name a new or empty folder"
+                    )
+                write_durably(path / "rows.parquet", wanted.rows.to_parquet())
+            for modality, recipe in wanted.recipes.items():
+                make_folder(commits_folder(path, modality))
+                make_folder(array_folder(path, modality))
+                _write_json(array_folder(path, modality), array_metadata(recipe, len(wanted.rows), wanted.shard_size))
+            _write_json(path / "latents", group_metadata({}))
+            _write_json(path, group_metadata(wanted.attributes))
+
+
+def check_agrees(path: Path, stored: StoreMetadata, wanted: StoreMetadata) -> None:
+    """Passes if both say the same of everything that both have.
+
+    Raises:
+        RecipeMismatchError: naming every field that differs: old → new.
+    """
+    differences = list(_differences(stored.attributes, wanted.attributes, ""))
+    if stored.rows != wanted.rows:
+        differences.append(f"row table: {_first_difference(stored.rows, wanted.rows)}")
+    for modality in stored.recipes.keys() & wanted.recipes.keys():
+        old, new = (metadata.recipes[modality].model_dump(mode="json") for metadata in (stored, wanted))
+        differences += _differences(old, new, f"{modality}.")
+    if differences:
+        raise RecipeMismatchError(
+            f"`{path}` was built from another spec, source or manifest: {'; '.join(differences)}",
+            hint="name a new store, or go back to the old settings; a store is never changed in place",
+        )
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            yield f"`{prefix}{name}` `{before}` → `{after}`"
+
+
+def _first_difference(old: RowTable, new: RowTable) -> str:
+    if len(old) != len(new):
+        return f"`{len(old)}` images → `{len(new)}`"
+    before, after = next((before, after) for before, after in zip(old, new, strict=True) if before != after)
+    return f"row {before.row} `{before}` → `{after}`"
+
+
+def _write_json(folder: Path, metadata: Mapping[str, Any]) -> None:
+    content = json.dumps(metadata, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    path = folder / "zarr.json"
+    # Left alone where it agrees: a finished store may be on a read-only disk and still be "built" again.
+    if not (path.is_file() and path.read_bytes() == content):
+        write_durably(path, content)
+
+
+@contextmanager
+def _locked_folder(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,138 @@
+"""The row table: which image has which row. Everything else in a store follows it."""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dla_cache.errors import MissingLatentError, StoreError, name_some
+from dla_cache.manifest import Manifest
+
+SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("image_id", pa.string()),
+        ("sha256", pa.string()),
+        ("split", pa.string()),
+        ("label", pa.int32()),
+        ("uri", pa.string()),
+        # Held by the format from the first version on: a removed image keeps its row and its bytes.
+        ("removed", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """One row: an image as the manifest of the build knew it."""
+
+    row: int
+    image_id: str
+    sha256: str
+    split: str
+    label: int | None
+    uri: str
+    removed: bool = False
+
+
+class RowTable:
+    """The images of a store in row order; row numbers are 0, 1, 2, …"""
+
+    def __init__(self, images: Sequence[StoredImage]) -> None:
+        self.images = tuple(images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @overload
+    def __getitem__(self, row: int) -> StoredImage: ...
+    @overload
+    def __getitem__(self, row: slice) -> tuple[StoredImage, ...]: ...
+    def __getitem__(self, row: int | slice) -> StoredImage | tuple[StoredImage, ...]:
+        return self.images[row]
+
+    def __iter__(self) -> Iterator[StoredImage]:
+        return iter(self.images)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RowTable) and self.images == other.images
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @cached_property
+    def image_ids(self) -> tuple[str, ...]:
+        return tuple(image.image_id for image in self.images)
+
+    @cached_property
+    def splits(self) -> frozenset[str]:
+        return frozenset(image.split for image in self.images if not image.removed)
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {image.image_id: image.row for image in self.images if not image.removed}
+
+    def row_of(self, image_id: str) -> int:
+        """The row of an image.
+
+        Raises:
+            MissingLatentError: if the store does not know it.
+        """
+        try:
+            return self._row_of[image_id]
+        except KeyError:
+            raise MissingLatentError(
+                f"the store has no image `{image_id}`", hint="`dla cache inspect STORE` shows what it has"
+            ) from None
+
+    def rows_of(self, splits: Sequence[str] | None = None) -> NDArray[np.int64]:
+        """The rows of some splits in row order, [n]; of all splits when None. Removed images are left out.
+
+        Raises:
+            StoreError: if a split has no image.
+        """
+        absent = sorted(set(splits or ()) - self.splits)
+        if absent:
+            raise StoreError(
+                f"the store has no image of split {name_some(absent)}",
+                hint=f"its splits are {', '.join(f'`{split}`' for split in sorted(self.splits))}",
+            )
+        chosen = self.splits if splits is None else set(splits)
+        return np.array([image.row for image in self if image.split in chosen and not image.removed], np.int64)
+
+    def to_parquet(self) -> bytes:
+        columns = {name: [getattr(image, name) for image in self.images] for name in SCHEMA.names}
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(columns, schema=SCHEMA), buffer)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_parquet(cls, content: bytes) -> "RowTable":
+        """The table in the bytes of a file.
+
+        Raises:
+            StoreError: if they are no row table.
+        """
+        try:
+            table = pq.read_table(io.BytesIO(content)).cast(SCHEMA)
+        except (pa.ArrowInvalid, OSError, ValueError) as error:
+            raise StoreError(f"`rows.parquet` is no row table: {error}", hint="restore it from a copy") from error
+        rows = cls([StoredImage(**row) for row in table.to_pylist()])
+        if any(image.row != row for row, image in enumerate(rows)):
+            raise StoreError("`rows.parquet` skips a row", hint="a newer dla may have written it: upgrade")
+        return rows
+
+    @classmethod
+    def from_manifest(cls, manifest: Manifest) -> "RowTable":
+        """Rows in the manifest's order."""
+        return cls(
+            [
+                StoredImage(row, image.image_id, image.sha256, image.split, image.label, image.uri)
+                for row, image in enumerate(manifest.rows())
+            ]
+        )

@@ -1,0 +1,82 @@
+"""Moments of latents that merge: kept per shard and split, put together for any set of splits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from dla_cache.spec import StrictModel
+
+
+class SplitStatistics(StrictModel):
+    """Per-channel moments of one split's images in one shard, as a commit record keeps them.
+
+    Mean and variance rather than sum and sum of squares: the difference of two large sums has
+    few digits left where the mean is large beside the spread.
+    """
+
+    count: Annotated[int, Field(gt=0)]
+    """Images, not values."""
+    mean: tuple[float, ...]
+    variance: tuple[float, ...]
+    """Of the population, over images and positions."""
+    minimum: tuple[float, ...]
+    maximum: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LatentStatistics:
+    """Per-channel statistics of raw latents over a set of images; codebooks count as channels."""
+
+    count: int
+    """Images, not values."""
+    mean: NDArray[np.float64]
+    """[C]"""
+    std: NDArray[np.float64]
+    """[C], of the population."""
+    minimum: NDArray[np.float64]
+    """[C]"""
+    maximum: NDArray[np.float64]
+    """[C]"""
+
+
+def measure(latents: NDArray[np.generic], channel_axis: int) -> SplitStatistics:
+    """Statistics of latents [n, *shape], n > 0, accumulated in float64.
+
+    Args:
+        channel_axis: an axis of one sample, so without the leading one.
+    """
+    values = np.moveaxis(latents.astype(np.float64), channel_axis + 1, 0)
+    values = values.reshape(len(values), -1)
+    return SplitStatistics(
+        count=len(latents),
+        mean=tuple(values.mean(1).tolist()),
+        variance=tuple(values.var(1).tolist()),
+        minimum=tuple(values.min(1).tolist()),
+        maximum=tuple(values.max(1).tolist()),
+    )
+
+
+def merge_statistics(parts: Sequence[SplitStatistics]) -> LatentStatistics:
+    """The statistics of all parts together, whatever way the images were cut into parts.
+
+    Every image has as many values as any other, so image counts weigh the parts.
+
+    Source: law of total variance; Chan, Golub, LeVeque, "Updating Formulae and a Pairwise
+    Algorithm for Computing Sample Variances", 1979.
+    """
+    counts = np.array([part.count for part in parts], np.float64)
+    means = np.array([part.mean for part in parts])
+    variances = np.array([part.variance for part in parts])
+    mean = np.average(means, axis=0, weights=counts)
+    variance = np.average(variances + (means - mean) ** 2, axis=0, weights=counts)
+    return LatentStatistics(
+        count=sum(part.count for part in parts),
+        mean=mean,
+        std=np.sqrt(variance),
+        minimum=np.min([part.minimum for part in parts], axis=0),
+        maximum=np.max([part.maximum for part in parts], axis=0),
+    )

@@ -1,0 +1,151 @@
+"""Whether a store holds what its records and its manifest say: every byte is read."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from dla_cache.errors import name_some
+from dla_cache.manifest import Manifest
+from dla_cache.shards import Shard
+from dla_cache.store.commits import CommitRecord
+from dla_cache.store.content import content_sum
+from dla_cache.store.layout import ShardLayout, array_folder, array_metadata, commits_folder, damaged_records
+from dla_cache.store.metadata import read_json
+from dla_cache.store.zarr_store import ZarrStore
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is not as it should be."""
+
+    where: str
+    """A part of the store: `depth, shard 3`, `rows.parquet`, or a path in it."""
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What was looked at and what was found."""
+
+    problems: tuple[Problem, ...]
+    n_images: int
+    shards_checked: int
+    bytes_checked: int
+    content_hash: str | None
+    """None if a shard is missing."""
+
+
+def verify_store(
+    store: ZarrStore,
+    manifest: Manifest | None = None,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> VerifyReport:
+    """Reads the whole store and compares everything that is said twice.
+
+    Against the manifest: IDs, sha256 and labels of all images. In the store: metadata against
+    recipes; each shard's size, checksums, hash, content and statistics against its record;
+    planned shards without a record; files that belong to nothing.
+
+    Args:
+        on_progress: told after each shard how many are checked and how many there are.
+    """
+    problems = list(_manifest_problems(store, manifest)) if manifest else []
+    problems += _metadata_problems(store)
+    records = {modality: store.committed(modality) for modality in store.modalities}
+    shards_committed = sum(len(committed) for committed in records.values())
+    shards_checked = bytes_checked = 0
+    for modality, committed in records.items():
+        problems += _record_problems(store, modality, committed)
+        for shard in store.shards:
+            if shard.index in committed:
+                problems += _shard_problems(store, modality, shard, committed[shard.index])
+                shards_checked += 1
+                bytes_checked += committed[shard.index].size_bytes
+                if on_progress is not None:
+                    on_progress(shards_checked, shards_committed)
+    problems += _surplus_problems(store)
+    is_complete = not any(store.missing(modality) for modality in store.modalities)
+    return VerifyReport(
+        tuple(problems), len(store.rows), shards_checked, bytes_checked, store.content_hash() if is_complete else None
+    )
+
+
+def _manifest_problems(store: ZarrStore, manifest: Manifest) -> Iterator[Problem]:
+    listed = {row.image_id: row for row in manifest.rows()}
+    stored = {image.image_id: image for image in store.rows if not image.removed}
+    # A store may have been built from some splits of the manifest only.
+    wanted = [image_id for image_id, row in listed.items() if row.split in store.rows.splits]
+    differing = {
+        "are in the manifest but not in the store": [image_id for image_id in wanted if image_id not in stored],
+        "are in the store but not in the manifest": [image_id for image_id in stored if image_id not in listed],
+    }
+    both = [image_id for image_id in stored if image_id in listed]
+    for name in ("sha256", "label", "split", "uri"):
+        differing[f"have another `{name}` in the manifest"] = [
+            image_id for image_id in both if getattr(stored[image_id], name) != getattr(listed[image_id], name)
+        ]
+    for what, image_ids in differing.items():
+        if image_ids:
+            yield Problem("rows.parquet", f"{len(image_ids)} images {what}: {name_some(image_ids)}")
+    if store.class_names != manifest.class_names:
+        yield Problem("zarr.json", "the class names are not the manifest's")
+
+
+def _metadata_problems(store: ZarrStore) -> Iterator[Problem]:
+    for modality in store.modalities:
+        path = array_folder(store.path, modality) / "zarr.json"
+        if read_json(path) != array_metadata(store.recipe(modality), len(store.rows), store.shard_size):
+            yield Problem(str(path.relative_to(store.path)), "it does not describe the array of its recipe")
+
+
+def _record_problems(store: ZarrStore, modality: str, committed: dict[int, CommitRecord]) -> Iterator[Problem]:
+    recipe_hash = store.recipe(modality).hash
+    for shard in store.missing(modality):
+        yield Problem(f"{modality}, shard {shard}", "not committed: run `dla cache build` again")
+    for shard, record in sorted(committed.items()):
+        if shard >= len(store.shards) or record.n_rows != len(store.shards[shard]):
+            yield Problem(f"{modality}, shard {shard}", f"its record of {record.n_rows} images fits no planned shard")
+        elif (record.recipe_hash, record.modality) != (recipe_hash, modality):
+            yield Problem(f"{modality}, shard {shard}", f"its record is of another recipe, `{record.recipe_hash}`")
+
+
+def _shard_problems(store: ZarrStore, modality: str, shard: Shard, record: CommitRecord) -> Iterator[Problem]:
+    where = f"{modality}, shard {shard.index}"
+    layout = ShardLayout.of(store.recipe(modality), store.shard_size)
+    image_ids = store.rows.image_ids[shard.start : shard.stop]
+    path = store.shard_path(modality, shard.index)
+    try:
+        content = path.read_bytes()
+        records = layout.records(content, len(shard))
+    except (OSError, ValueError) as error:
+        yield Problem(where, f"{error} (`{path.name}`)")
+        return
+    damaged = damaged_records(records)
+    if damaged:
+        names = name_some([image_ids[position] for position in damaged])
+        yield Problem(where, f"{len(damaged)} samples do not have their checksum: {names}")
+        return
+    samples = layout.samples(records)
+    if hashlib.sha256(content).hexdigest() != record.file_sha256:
+        yield Problem(where, "the file is whole but not the one that was committed")
+    if f"{content_sum(image_ids, samples):064x}" != record.content_sum:
+        yield Problem(where, "its samples are not those that were committed")
+    if store.measure_shard(modality, shard, samples) != record.statistics:
+        yield Problem(where, "its statistics are not those of its samples")
+
+
+def _surplus_problems(store: ZarrStore) -> Iterator[Problem]:
+    known = {"zarr.json", "rows.parquet", "latents/zarr.json"}
+    for modality in store.modalities:
+        known.add(f"latents/{modality}/zarr.json")
+        known |= {
+            store.shard_path(modality, shard).relative_to(store.path).as_posix() for shard in store.committed(modality)
+        }
+    logs = {commits_folder(store.path, modality) for modality in store.modalities}
+    for path in sorted(store.path.rglob("*")):
+        # What a killed process left under a hidden temporary name is overwritten or never looked at.
+        is_leftover = path.name.startswith(".") and path.suffix == ".tmp"
+        name = path.relative_to(store.path).as_posix()
+        if path.is_file() and name not in known and path.parent not in logs and not is_leftover:
+            yield Problem(name, "it belongs to nothing that is committed")

@@ -1,0 +1,144 @@
+"""What a training run is: one frozen config, read from YAML over a preset."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dla_cache.errors import SpecError
+from dla_cache.spec import StrictModel, parse_spec
+from trainer.loop import LoopConfig
+from trainer.objectives import Need, ObjectiveConfig
+from trainer.presets import PRESETS
+from trainer.probe import ProbeConfig
+from trainer.student import StudentConfig
+from trainer.teacher import TeacherConfig
+from trainer.views import ViewConfig
+
+MODEL_CONFIGS: Mapping[str, type[StrictModel]] = {
+    "probe": ProbeConfig,
+    "teacher": TeacherConfig,
+    "student": StudentConfig,
+}
+
+DERIVED_FIELDS = frozenset({"n_classes", "formats", "modalities", "image_size"})
+"""Model fields that the store and the run decide, and `model` may not."""
+
+
+class Roles(StrictModel):
+    """Which splits of the store play which part. The test split is read once, after all is chosen."""
+
+    labelled: Annotated[tuple[str, ...], Field(min_length=1)] = ("labelled",)
+    transfer: tuple[str, ...] = ()
+    """Unlabelled images: they take part in distillation and self-training."""
+    validation: Annotated[tuple[str, ...], Field(min_length=1)] = ("validation",)
+    test: Annotated[tuple[str, ...], Field(min_length=1)] = ("test",)
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> Self:
+        names = [*self.labelled, *self.transfer, *self.validation, *self.test]
+        if len(set(names)) != len(names):
+            raise ValueError(f"a split may play one part only, got {names}")
+        return self
+
+
+class SelfTraining(StrictModel):
+    """A teacher's own confident answers on unlabelled images become their labels.
+
+    Source: FixMatch, arXiv:2001.07685, equation 4, with dropout in place of strong augmentation.
+    """
+
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+
+class RunConfig(StrictModel):
+    """One run: a probe or teacher on images and latents, or an image-only student."""
+
+    kind: Literal["probe", "teacher", "student"]
+    store: str
+    """Path of the store."""
+    images: str
+    """Folder that the image paths of the store are relative to."""
+    output: str
+    """Run folder."""
+    teacher: str | None = None
+    """Students only: run folder of the probe, teacher or student to learn from."""
+    modalities: tuple[str, ...] | None = None
+    """Probes and teachers: which modalities to see; all of the store when absent."""
+    roles: Roles = Roles()
+    labelled_per_batch: Annotated[int, Field(gt=0)] = 32
+    transfer_per_batch: Annotated[int, Field(ge=0)] = 0
+    image_size: Annotated[int, Field(gt=0)] = 224
+    """Side in pixels of what a model sees."""
+    model: dict[str, Any] = Field(default_factory=dict)
+    """Fields of ProbeConfig, TeacherConfig or StudentConfig that the store does not decide."""
+    objective: ObjectiveConfig | None = None
+    """Students only."""
+    self_training: SelfTraining | None = None
+    """Probes and teachers, with a transfer role."""
+    view: ViewConfig = ViewConfig()
+    loop: LoopConfig = LoopConfig()
+    epochs: Annotated[int, Field(gt=0)] | None = None
+    """Instead of `loop.steps`: passes over the largest role, with one learning rate an epoch."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Decides initialisation, order, views and dropout."""
+    device: str = "cpu"
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        known = set(MODEL_CONFIGS[self.kind].model_fields) - DERIVED_FIELDS
+        unknown = sorted(set(self.model) - known)
+        if unknown:
+            raise ValueError(f"`model` of a {self.kind} has no field {unknown}; it has {sorted(known)}")
+        if (self.kind == "student") != (self.objective is not None):
+            raise ValueError("`objective` belongs to students and every student has one")
+        needs_teacher = self.objective is not None and bool(self.objective.needs - {Need.LABELS})
+        if needs_teacher != (self.teacher is not None):
+            raise ValueError("`teacher` names a run exactly when an objective learns from one")
+        if bool(self.roles.transfer) != bool(self.transfer_per_batch):
+            raise ValueError("`roles.transfer` and `transfer_per_batch` go together")
+        uses_transfer = needs_teacher or self.self_training is not None
+        if self.roles.transfer and not uses_transfer:
+            raise ValueError("nothing in this run learns from the transfer images: drop `roles.transfer`")
+        return self
+
+    @property
+    def training_splits(self) -> tuple[str, ...]:
+        """Splits whose statistics may be known to the model."""
+        return self.roles.labelled + self.roles.transfer
+
+    @property
+    def images_per_step(self) -> int:
+        """Images in a batch."""
+        return self.labelled_per_batch + self.transfer_per_batch
+
+
+def resolve_run(value: Mapping[str, Any], *, base: Path, where: str) -> RunConfig:
+    """The run that `value` describes: its `preset` below it, its paths taken from `base`.
+
+    Raises:
+        SpecError: for an unknown preset or field, or parts that do not fit together.
+    """
+    given = dict(value)
+    name, kind = given.pop("preset", None), given.get("kind")
+    if name is not None and (name not in PRESETS or kind not in PRESETS[name]):
+        raise SpecError(
+            f"`{where}` asks for preset `{name}` of a `{kind}`",
+            hint=f"presets: {', '.join(PRESETS)}; kinds: {', '.join(MODEL_CONFIGS)}",
+        )
+    merged = merge(PRESETS[name][kind] if name is not None and kind is not None else {}, given)
+    for field in ("store", "images", "output", "teacher"):
+        if isinstance(merged.get(field), str):
+            merged[field] = str(base / merged[field])
+    return parse_spec(merged, RunConfig, where=where)
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, mapping by mapping; what a list or `objective` says, it says whole."""
+    merged = dict(below)
+    for name, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping) and name != "objective"
+        merged[name] = merge(merged[name], value) if both else value
+    return merged

@@ -1,0 +1,130 @@
+"""Pairs from the cache as batches for a model: labelled and transfer images side by side.
+
+An unlabelled image carries the label -1 and takes part in distillation only.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from dla_cache.pairs import PairBatch, PairStream
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dla_cache.images import decode_image, source_view
+from dla_cache.store import LatentStore
+from trainer.views import ViewConfig, apply_views, draw_views
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a task sees: joined by image ID, on the device of the model."""
+
+    image_ids: tuple[str, ...]
+    pixels: Tensor
+    """float32 [B, 3, H, W] in [-1, 1], the training view."""
+    latents: dict[str, Tensor]
+    """Raw latents of the whole image: float32, or int64 codes."""
+    labels: Tensor
+    """int64 [B], -1 where there is none."""
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """Some splits of a store in one role, and how many of their images stand in a batch."""
+
+    splits: tuple[str, ...]
+    batch_size: int
+
+
+class PairSource:
+    """Batches of a store for one run: same seed, same batches, whatever was asked for before."""
+
+    def __init__(
+        self,
+        store: LatentStore,
+        images: Path,
+        *,
+        image_size: int,
+        modalities: Sequence[str],
+        view: ViewConfig,
+        seed: int,
+        device: str,
+    ) -> None:
+        self.store = store
+        self.images = images
+        self.image_size = image_size
+        self.modalities = tuple(modalities)
+        self.view = view
+        self.seed = seed
+        self.device = device
+
+    def training(self, roles: Sequence[Role]) -> Callable[[int], Generator[Batch, None, None]]:
+        """Endless shuffled batches from a step on, the roles' images one after another in each."""
+        streams = [self._stream(role, shuffle=True, drop_last=True) for role in roles]
+
+        def batches(step: int) -> Generator[Batch, None, None]:
+            iterators = [stream.batches(step) for stream in streams]
+            try:
+                for parts in zip(*iterators, strict=True):
+                    yield self._joined(parts)
+            finally:
+                for iterator in iterators:
+                    iterator.close()
+
+        return batches
+
+    def evaluation(self, role: Role) -> Callable[[], Iterator[Batch]]:
+        """Each image once, in row order, the whole image as its view."""
+        stream = self._stream(role, shuffle=False, drop_last=False)
+
+        def batches() -> Iterator[Batch]:
+            for pairs in stream.epoch_once():
+                yield self._batch([pairs], normalised(pairs.pixels))
+
+        return batches
+
+    def _stream(self, role: Role, *, shuffle: bool, drop_last: bool) -> PairStream:
+        return PairStream(
+            self.store,
+            self.images,
+            role.splits,
+            role.batch_size,
+            seed=self.seed,
+            decode=self._decode,
+            modalities=self.modalities,
+            shuffle=shuffle,
+            drop_last=drop_last,
+        )
+
+    def _decode(self, data: bytes, image_id: str) -> NDArray[np.uint8]:
+        return source_view(decode_image(data, image_id), self.image_size)
+
+    def _joined(self, parts: Sequence[PairBatch]) -> Batch:
+        views = [
+            apply_views(part.pixels, draw_views(self.seed, part.image_ids, part.epoch, self.view), self.image_size)
+            for part in parts
+        ]
+        return self._batch(parts, normalised(torch.cat(views)))
+
+    def _batch(self, parts: Sequence[PairBatch], pixels: Tensor) -> Batch:
+        latents = {name: torch.cat([part.latents[name] for part in parts]) for name in self.modalities}
+        return Batch(
+            image_ids=tuple(image_id for part in parts for image_id in part.image_ids),
+            pixels=pixels.to(self.device),
+            latents={
+                name: (values.float() if values.is_floating_point() else values.long()).to(self.device)
+                for name, values in latents.items()
+            },
+            labels=torch.cat([part.labels for part in parts]).to(self.device),
+        )
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 255] to float32 in [-1, 1]: the stock image processor's mean and deviation of one half."""
+    return pixels.float() / 127.5 - 1

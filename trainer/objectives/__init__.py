@@ -1,0 +1,115 @@
+"""What a student is trained on: a weighted sum of named objectives."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any, Self
+
+from pydantic import model_validator
+from torch import Tensor
+
+from dla_cache.spec import StrictModel
+from trainer.heads import MessyTerm
+from trainer.objectives.ce import CeConfig, cross_entropy
+from trainer.objectives.kd import KdConfig, kd_loss
+from trainer.objectives.messy import MessyConfig, messy_loss
+
+
+class Need(Enum):
+    """What an objective must be given beside the student's logits."""
+
+    LABELS = auto()
+    TEACHER_LOGITS = auto()
+    BLOCK_TARGETS = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveInputs:
+    """What is known of a batch; what no active objective needs may be left out."""
+
+    student_logits: Tensor
+    """[B, K]."""
+    labels: Tensor | None = None
+    """[B] int64, -1 where an image has none."""
+    teacher_logits: Tensor | None = None
+    """[B, K]."""
+    predictions: Mapping[MessyTerm, Tensor] = field(default_factory=dict)
+    """[B, D] each, from the student's heads."""
+    targets: Mapping[MessyTerm, Tensor] = field(default_factory=dict)
+    """[B, D] each, pooled from the teacher's blocks."""
+
+    def has(self, need: Need) -> bool:
+        """Whether `need` is given."""
+        given = {
+            Need.LABELS: self.labels is not None,
+            Need.TEACHER_LOGITS: self.teacher_logits is not None,
+            Need.BLOCK_TARGETS: bool(self.targets),
+        }
+        return given[need]
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """An entry of the registry: what it needs, and its unweighted loss (None: nothing to say)."""
+
+    needs: frozenset[Need]
+    loss: Callable[[Any, ObjectiveInputs], Tensor | None]
+    """Takes the objective's own config and the inputs it needs."""
+
+
+def _ce(config: CeConfig, inputs: ObjectiveInputs) -> Tensor | None:
+    assert inputs.labels is not None
+    return cross_entropy(inputs.student_logits, inputs.labels)
+
+
+def _kd(config: KdConfig, inputs: ObjectiveInputs) -> Tensor:
+    assert inputs.teacher_logits is not None
+    return kd_loss(inputs.student_logits, inputs.teacher_logits, config.temperature)
+
+
+def _messy(config: MessyConfig, inputs: ObjectiveInputs) -> Tensor:
+    return messy_loss(inputs.predictions, inputs.targets, normalise_targets=config.normalise_targets)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "ce": Objective(frozenset({Need.LABELS}), _ce),
+    "kd": Objective(frozenset({Need.TEACHER_LOGITS}), _kd),
+    "messy": Objective(frozenset({Need.BLOCK_TARGETS}), _messy),
+}
+
+
+class ObjectiveConfig(StrictModel):
+    """The active objectives; one that is absent takes no part. Field names are those of the registry."""
+
+    ce: CeConfig | None = None
+    kd: KdConfig | None = None
+    messy: MessyConfig | None = None
+
+    @model_validator(mode="after")
+    def _teaches_something(self) -> Self:
+        if not self.active:
+            raise ValueError(f"no objective is active; there are {list(OBJECTIVES)}")
+        return self
+
+    @property
+    def active(self) -> dict[str, StrictModel]:
+        """Name → config of the objectives that take part."""
+        return {name: getattr(self, name) for name in OBJECTIVES if getattr(self, name) is not None}
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """All that the active objectives must be given."""
+        return frozenset().union(*(OBJECTIVES[name].needs for name in self.active))
+
+
+def weighted_terms(config: ObjectiveConfig, inputs: ObjectiveInputs) -> dict[str, Tensor]:
+    """Each active objective's weighted loss []; one that has nothing to say on this batch is left out.
+
+    Raises:
+        ValueError: if an active objective lacks an input: it must not drop out without a word.
+    """
+    lacking = sorted(need.name for need in config.needs if not inputs.has(need))
+    if lacking:
+        raise ValueError(f"active objectives {list(config.active)} need {lacking}")
+    losses = {name: OBJECTIVES[name].loss(settings, inputs) for name, settings in config.active.items()}
+    return {name: getattr(config, name).weight * loss for name, loss in losses.items() if loss is not None}

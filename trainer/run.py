@@ -1,0 +1,305 @@
+"""One training run from its config to its folder: config, data facts, metrics, weights, result."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from dla_cache.errors import CheckpointError, RecipeMismatchError, SpecError
+from dla_cache.spec import LatentFormat, StrictModel, parse_spec
+from dla_cache.store import LatentStore, open_store
+from trainer.checkpoint import load_checkpoint, write_atomically
+from trainer.config import MODEL_CONFIGS, RunConfig
+from trainer.data import PairSource, Role
+from trainer.evaluate import measure_accuracy
+from trainer.loop import Loop, LoopConfig, Progress
+from trainer.probe import LatentProbe, ProbeConfig
+from trainer.student import StudentConfig, build_student
+from trainer.tasks import ClassifierTask, FrozenClassifier, ProbeTask, StudentTask, TeacherTask
+from trainer.teacher import Teacher, TeacherConfig
+
+EVALUATION_BATCH_SIZE = 256
+
+
+class DataFacts(StrictModel):
+    """What a run folder remembers of its data: enough to load the model, and to refuse other latents."""
+
+    class_names: tuple[str, ...]
+    recipes: dict[str, str]
+    """Modality → recipe hash of the latents it was trained on."""
+    formats: dict[str, LatentFormat]
+    modalities: tuple[str, ...]
+    """Those the model itself sees, in its order; none for a student."""
+
+
+class RunResult(StrictModel):
+    """What a finished run says of itself."""
+
+    kind: str
+    seed: int
+    best_step: int
+    validation_top1: float
+    """Of the kept weights; chosen among steps, so a little optimistic."""
+    test_top1: float
+    test_low: float
+    """Wilson's 95 % interval over test images."""
+    test_high: float
+    test_images: int
+    branches: dict[str, float]
+    """Test top-1 of each part of the model."""
+    train_seconds: float
+    images_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRun:
+    """A run folder opened again."""
+
+    folder: Path
+    config: RunConfig
+    facts: DataFacts
+    task: ProbeTask | TeacherTask | StudentTask
+
+
+def train_run(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> RunResult:
+    """Trains what `config` says, keeps what validation chooses, and then reads the test split once.
+
+    A finished run is returned as it stands. Resuming continues bitwise where the last checkpoint was.
+
+    Raises:
+        CheckpointError: if the folder holds another run, or one that was begun and `resume` is not set.
+        RecipeMismatchError: if the teacher was trained on other latents than the store holds.
+        DeadLossError, TrainingError, WorkInterrupted: see the loop.
+    """
+    folder = Path(config.output)
+    store = open_store(Path(config.store))
+    target_run = load_run(Path(config.teacher)) if config.teacher is not None else None
+    facts = data_facts(config, store, target_run)
+    if (folder / "result.json").exists() and resume:
+        check_same_run(folder, config)
+        return read_result(folder)
+    begin_folder(folder, config, facts, resume=resume)
+
+    torch.manual_seed(config.seed)
+    task = build_task(config, facts, target_run)
+    set_statistics(task, config, facts, store)
+    task.module.to(config.device)
+    if target_run is not None:
+        target_run.task.module.to(config.device)
+
+    seen = target_run.facts.modalities if target_run is not None else facts.modalities
+    pairs = PairSource(
+        store,
+        Path(config.images),
+        image_size=config.image_size,
+        modalities=seen,
+        view=config.view,
+        seed=config.seed,
+        device=config.device,
+    )
+    roles = [Role(config.roles.labelled, config.labelled_per_batch)]
+    if config.roles.transfer:
+        roles.append(Role(config.roles.transfer, config.transfer_per_batch))
+    validation = pairs.evaluation(Role(config.roles.validation, EVALUATION_BATCH_SIZE))
+
+    def evaluate() -> dict[str, float]:
+        accuracies = {name: accuracy.top1 for name, accuracy in measure_accuracy(task, validation).items()}
+        return {"selection": next(iter(accuracies.values())), **accuracies}
+
+    loop = Loop(task, resolve_loop(config, store), folder, seed=config.seed)
+    if resume and (folder / "last.safetensors").exists():
+        loop.resume()
+    done = loop.run(pairs.training(roles), evaluate, on_progress=on_progress, should_stop=should_stop)
+
+    task.module.load_state_dict(load_checkpoint(folder / "best.safetensors")[0])
+    test = measure_accuracy(task, pairs.evaluation(Role(config.roles.test, EVALUATION_BATCH_SIZE)))
+    answer = next(iter(test.values()))
+    low, high = answer.interval()
+    result = RunResult(
+        kind=config.kind,
+        seed=config.seed,
+        best_step=done.best_step,
+        validation_top1=done.best_metrics["selection"],
+        test_top1=answer.top1,
+        test_low=low,
+        test_high=high,
+        test_images=answer.n,
+        branches={name: accuracy.top1 for name, accuracy in test.items()},
+        train_seconds=done.train_seconds,
+        images_per_s=loop.step * config.images_per_step / done.train_seconds,
+    )
+    if isinstance(task, StudentTask):
+        export_student(task, facts, folder / "student")
+    write_atomically(folder / "result.json", result.model_dump_json(indent=1).encode())
+    return result
+
+
+def data_facts(config: RunConfig, store: LatentStore, target_run: TrainedRun | None) -> DataFacts:
+    """What the run will remember of its data.
+
+    Raises:
+        RecipeMismatchError: if the run learns from a model of other latents or other classes.
+        SpecError: if it asks for a modality that the store has not.
+    """
+    wanted = (
+        () if config.kind == "student" else config.modalities if config.modalities is not None else store.modalities
+    )
+    unknown = [name for name in wanted if name not in store.modalities]
+    if unknown:
+        raise SpecError(
+            f"`{config.store}` has no modality `{unknown[0]}`", hint=f"it has {', '.join(store.modalities)}"
+        )
+    recipes = {name: store.recipe(name) for name in store.modalities}
+    facts = DataFacts(
+        class_names=tuple(store.class_names),
+        recipes={name: recipe.hash for name, recipe in recipes.items()},
+        formats={name: recipes[name].format for name in wanted},
+        modalities=tuple(wanted),
+    )
+    if target_run is not None:
+        if target_run.facts.class_names != facts.class_names:
+            raise RecipeMismatchError(
+                f"`{target_run.folder}` and `{config.store}` have different class maps",
+                hint="train the teacher on a store made from the same manifest",
+            )
+        for name in target_run.facts.modalities:
+            if target_run.facts.recipes[name] != facts.recipes.get(name):
+                raise RecipeMismatchError(
+                    f"`{target_run.folder}` was trained on another recipe of `{name}` than `{config.store}` holds",
+                    hint="train the teacher again on this store, or name the store it was trained on",
+                )
+    return facts
+
+
+def begin_folder(folder: Path, config: RunConfig, facts: DataFacts, *, resume: bool) -> None:
+    """Writes the resolved config and the data facts, or checks that they are those of a run to resume."""
+    if (folder / "config.yaml").exists():
+        if not resume:
+            raise CheckpointError(
+                f"`{folder}` already holds a run", hint="add `--resume` to continue it, or choose another output"
+            )
+        check_same_run(folder, config)
+        return
+    write_atomically(folder / "data.json", facts.model_dump_json(indent=1).encode())
+    # Last: a folder with a config is one that can be resumed.
+    write_atomically(folder / "config.yaml", dump_config(config).encode())
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved config as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def check_same_run(folder: Path, config: RunConfig) -> None:
+    """Raises CheckpointError where the folder's config is another; where things lie may have changed."""
+    saved, now = read_config(folder).model_dump(mode="json"), config.model_dump(mode="json")
+    places = {"store", "images", "output", "teacher", "device"}
+    changed = [name for name in now if name not in places and saved[name] != now[name]]
+    if changed:
+        raise CheckpointError(
+            f"`{folder}` holds a run with another {', '.join(f'`{name}`' for name in changed)}",
+            hint="restore the setting, or choose another output",
+        )
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The resolved config of a run folder."""
+    try:
+        value = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"`{folder}` is no run folder", hint="train the run first, or check the path") from error
+    return parse_spec(value, RunConfig, where=str(folder / "config.yaml"))
+
+
+def read_result(folder: Path) -> RunResult:
+    """What a finished run said of itself."""
+    try:
+        return RunResult.model_validate_json((folder / "result.json").read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"the run in `{folder}` is not finished", hint="train it with `--resume`") from error
+
+
+def load_run(folder: Path) -> TrainedRun:
+    """A finished run with its kept weights, on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: if the folder is no run, or the run is not finished.
+    """
+    config = read_config(folder)
+    read_result(folder)
+    facts = DataFacts.model_validate_json((folder / "data.json").read_bytes())
+    tensors, _ = load_checkpoint(folder / "best.safetensors")
+    task = build_task(config, facts, None)
+    wanted = task.module.state_dict()
+    # A student's throw-away heads are in its checkpoint; nothing needs them any more.
+    task.module.load_state_dict({name: tensors[name] for name in wanted})
+    task.module.eval()
+    return TrainedRun(folder, config, facts, task)
+
+
+def build_task(
+    config: RunConfig, facts: DataFacts, target_run: TrainedRun | None
+) -> ProbeTask | TeacherTask | StudentTask:
+    """The freshly initialised task of a run; a student without its `target_run` comes without heads."""
+    model = model_config(config, facts)
+    if isinstance(model, ProbeConfig):
+        return ProbeTask(LatentProbe(model), config.self_training)
+    if isinstance(model, TeacherConfig):
+        return TeacherTask(Teacher(model), config.self_training)
+    assert isinstance(model, StudentConfig)
+    assert config.objective is not None
+    student = build_student(model)
+    if target_run is None:
+        return StudentTask(student, config.objective.model_copy(update={"messy": None}), None)
+    return StudentTask(student, config.objective, FrozenClassifier(target_run.task))
+
+
+def model_config(config: RunConfig, facts: DataFacts) -> StrictModel:
+    """The model's own config: what the run says, and what its data decide."""
+    derived: dict[str, Any] = {
+        "n_classes": len(facts.class_names),
+        "image_size": config.image_size,
+        "formats": facts.formats,
+        "modalities": facts.modalities,
+    }
+    model = MODEL_CONFIGS[config.kind]
+    fields = config.model | {name: value for name, value in derived.items() if name in model.model_fields}
+    return parse_spec(fields, model, where="model")
+
+
+def set_statistics(task: ClassifierTask, config: RunConfig, facts: DataFacts, store: LatentStore) -> None:
+    """Hands a standardising model the statistics of the training splits."""
+    standardises = isinstance(task.module, LatentProbe) or (
+        isinstance(task.module, Teacher) and task.module.config.standardise
+    )
+    for name in facts.modalities if standardises else ():
+        if facts.formats[name].kind == "continuous":
+            statistics = store.statistics(name, config.training_splits)
+            mean, std = torch.from_numpy(statistics.mean), torch.from_numpy(statistics.std)
+            task.module.set_statistics(name, mean, std)
+
+
+def resolve_loop(config: RunConfig, store: LatentStore) -> LoopConfig:
+    """The loop's config, with `epochs` turned into steps of the largest role."""
+    if config.epochs is None:
+        return config.loop
+    labelled = len(store.rows_of(config.roles.labelled)) // config.labelled_per_batch
+    transfer = len(store.rows_of(config.roles.transfer)) // max(1, config.transfer_per_batch)
+    epoch = max(1, labelled, transfer)
+    return config.loop.model_copy(update={"steps": config.epochs * epoch, "schedule_steps": epoch})
+
+
+def export_student(task: StudentTask, facts: DataFacts, folder: Path) -> None:
+    """The student as a folder that stock transformers loads, its class map inside."""
+    task.student.config.id2label = dict(enumerate(facts.class_names))
+    task.student.config.label2id = {name: index for index, name in enumerate(facts.class_names)}
+    task.student.save_pretrained(folder)

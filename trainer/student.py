@@ -1,0 +1,87 @@
+"""The image-only student: a stock transformers image classifier, so what is trained is what ships."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from transformers import ViTConfig, ViTForImageClassification
+
+from dla_cache.spec import StrictModel
+
+
+class StudentConfig(StrictModel):
+    """Shape of a student; the defaults are ViT-B/16."""
+
+    n_classes: Annotated[int, Field(gt=1)]
+    image_size: Annotated[int, Field(gt=0)] = 224
+    """Side of the square image in pixels."""
+    patch_size: Annotated[int, Field(gt=0)] = 16
+    width: Annotated[int, Field(gt=0)] = 768
+    depth: Annotated[int, Field(gt=0)] = 12
+    n_heads: Annotated[int, Field(gt=0)] = 12
+    mlp_ratio: Annotated[int, Field(gt=0)] = 4
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    weight_std: Annotated[float, Field(gt=0)] = 0.02
+    """Initial scale of all weights. .02 is about 1/√(3·width) at width 768; a narrow model needs more."""
+    position_std: Annotated[float, Field(gt=0)] = 0.02
+    """Initial scale of the learned positions. At small width .02 drowns in the patch tokens."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patches of {self.patch_size} do not tile an image of {self.image_size} pixels")
+        if self.width % self.n_heads:
+            raise ValueError(f"`width` {self.width} is no multiple of `n_heads` {self.n_heads}")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class StudentOutput:
+    """What a student says of a batch, and what its blocks hold."""
+
+    logits: Tensor
+    """[B, K]."""
+    block_outputs: tuple[Tensor, ...]
+    """[B, N, D] of each block, before the final norm; token 0 is CLS."""
+
+
+def build_student(config: StudentConfig) -> ViTForImageClassification:
+    """A freshly initialised student with a zero classifier; its forward takes pixels and nothing else."""
+    settings: dict[str, Any] = {
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.n_heads,
+        "intermediate_size": config.mlp_ratio * config.width,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.dropout,
+        "layer_norm_eps": 1e-6,
+        "initializer_range": config.weight_std,
+        "num_labels": config.n_classes,
+        "attn_implementation": "sdpa",
+    }
+    student = ViTForImageClassification(ViTConfig(**settings))
+    nn.init.trunc_normal_(student.vit.embeddings.position_embeddings, std=config.position_std)
+    for parameter in student.classifier.parameters():
+        nn.init.zeros_(parameter)
+    return student
+
+
+def student_features(student: ViTForImageClassification, pixels: Tensor) -> StudentOutput:
+    """Logits and block outputs for normalised pixels [B, 3, H, W]."""
+    output = student(pixel_values=pixels, output_hidden_states=True)
+    # The first hidden state is the embedding, what goes into block 0.
+    return StudentOutput(output.logits, tuple(output.hidden_states[1:]))
+
+
+@torch.no_grad()
+def student_position_to_content(student: ViTForImageClassification, pixels: Tensor) -> float:
+    """Mean norm of the patch positions over mean norm of the patch tokens they are added to."""
+    embeddings = student.vit.embeddings
+    content = embeddings.patch_embeddings(pixels).norm(dim=-1)
+    positions = embeddings.position_embeddings[:, 1:].norm(dim=-1)
+    return float(positions.mean() / content.mean())

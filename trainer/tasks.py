@@ -1,0 +1,219 @@
+"""What can be trained: a probe, a teacher, a student. Each gives the loop its losses, and logits to measure.
+
+Dimensions: B images, D width, K classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import ViTForImageClassification
+
+from dla_cache.errors import SpecError
+from trainer.config import SelfTraining
+from trainer.data import Batch
+from trainer.heads import MessyHeads, MessyTerm
+from trainer.objectives import Need, ObjectiveConfig, ObjectiveInputs, weighted_terms
+from trainer.objectives.ce import cross_entropy
+from trainer.objectives.messy import pooled_targets
+from trainer.probe import LatentProbe
+from trainer.student import student_features
+from trainer.teacher import Teacher
+
+
+@dataclass(frozen=True, slots=True)
+class TaskLosses:
+    """Weighted terms [] and their sum."""
+
+    total: Tensor
+    terms: Mapping[str, Tensor]
+
+
+def sum_terms(terms: Mapping[str, Tensor]) -> TaskLosses:
+    """The losses of a step from its terms."""
+    return TaskLosses(torch.stack(list(terms.values())).sum(), terms)
+
+
+class ClassifierTask(Protocol):
+    """A task of the loop that also classifies."""
+
+    module: nn.Module
+
+    def losses(self, batch: Batch) -> TaskLosses:
+        """The losses of one batch."""
+
+    def taught_parameters(self) -> Sequence[nn.Parameter]:
+        """The parameters that every loss term must reach."""
+
+    def branch_logits(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits [B, K] by name; the first is what the model answers, the others are its parts."""
+
+
+def labelled_terms(logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """The cross entropy of each branch on the labelled images."""
+    losses = {f"ce_{name}": cross_entropy(value, batch.labels) for name, value in logits.items()}
+    return {name: loss for name, loss in losses.items() if loss is not None}
+
+
+def self_training_terms(
+    logits: Mapping[str, Tensor], answers: Tensor, batch: Batch, config: SelfTraining
+) -> dict[str, Tensor]:
+    """Cross entropy of each branch with the confident `answers` [B, K] on unlabelled images.
+
+    The mean runs over all unlabelled images, confident or not, so that few answers weigh little.
+
+    Source: FixMatch, arXiv:2001.07685, equation 4.
+    """
+    confidence, answer = answers.softmax(dim=-1).max(dim=-1)
+    unlabelled = batch.labels < 0
+    chosen = unlabelled & (confidence >= config.confidence)
+    if not bool(chosen.any()):
+        return {}
+    share = config.weight / int(unlabelled.sum())
+    return {
+        f"self_{name}": share * functional.cross_entropy(value[chosen], answer[chosen], reduction="sum")
+        for name, value in logits.items()
+    }
+
+
+class ProbeTask:
+    """A classifier on latents alone."""
+
+    def __init__(self, probe: LatentProbe, self_training: SelfTraining | None) -> None:
+        self.module = probe
+        self.self_training = self_training
+
+    def branch_logits(self, batch: Batch) -> dict[str, Tensor]:
+        return {"probe": self.module(batch.latents)}
+
+    def losses(self, batch: Batch) -> TaskLosses:
+        return classifier_losses(self, batch, self.self_training)
+
+    def taught_parameters(self) -> Sequence[nn.Parameter]:
+        return list(self.module.parameters())
+
+
+class TeacherTask:
+    """The DLA teacher; with late fusion each branch has its own cross entropy."""
+
+    def __init__(self, teacher: Teacher, self_training: SelfTraining | None) -> None:
+        self.module = teacher
+        self.self_training = self_training
+
+    def branch_logits(self, batch: Batch) -> dict[str, Tensor]:
+        output = self.module(batch.pixels, batch.latents)
+        return {"teacher": output.logits, **output.branch_logits}
+
+    def losses(self, batch: Batch) -> TaskLosses:
+        return classifier_losses(self, batch, self.self_training)
+
+    def taught_parameters(self) -> Sequence[nn.Parameter]:
+        return list(self.module.parameters())
+
+
+def classifier_losses(task: ProbeTask | TeacherTask, batch: Batch, self_training: SelfTraining | None) -> TaskLosses:
+    """Losses of every branch on labels, and on the model's own confident answers where there is none."""
+    branches = task.branch_logits(batch)
+    # The answer itself is the mean of the branches: its own loss would count them twice.
+    trained = dict(list(branches.items())[1:]) or branches
+    terms = labelled_terms(trained, batch)
+    if self_training is not None:
+        task.module.eval()
+        with torch.no_grad():
+            answers = next(iter(task.branch_logits(batch).values()))
+        task.module.train()
+        terms |= self_training_terms(trained, answers, batch, self_training)
+    return sum_terms(terms)
+
+
+class TargetModel(Protocol):
+    """A frozen model that a student learns from."""
+
+    def targets(self, batch: Batch, terms: Sequence[MessyTerm]) -> tuple[Tensor, dict[MessyTerm, Tensor]]:
+        """Logits [B, K] and for each term [B, D], on the student's own view, without gradient."""
+
+
+class FrozenClassifier:
+    """A probe, teacher or student as a target model."""
+
+    def __init__(self, task: "ProbeTask | TeacherTask | StudentTask") -> None:
+        self.task = task
+        task.module.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def targets(self, batch: Batch, terms: Sequence[MessyTerm]) -> tuple[Tensor, dict[MessyTerm, Tensor]]:
+        if isinstance(self.task, TeacherTask):
+            teacher = self.task.module
+            output = teacher(batch.pixels, batch.latents)
+            return output.logits, pooled_targets(output.block_outputs, teacher.spans, terms)
+        return next(iter(self.task.branch_logits(batch).values())), {}
+
+
+class StudentTask:
+    """The image-only student, its throw-away heads, and what it learns from."""
+
+    def __init__(
+        self,
+        student: ViTForImageClassification,
+        objective: ObjectiveConfig,
+        target_model: FrozenClassifier | None,
+    ) -> None:
+        self.student = student
+        self.objective = objective
+        self.target_model = target_model
+        self.heads: MessyHeads | None = None
+        parts: dict[str, nn.Module] = {"student": student}
+        if Need.BLOCK_TARGETS in objective.needs:
+            self.heads = build_heads(student, objective, target_model)
+            parts["heads"] = self.heads
+        self.module = nn.ModuleDict(parts)
+
+    def branch_logits(self, batch: Batch) -> dict[str, Tensor]:
+        return {"student": self.student(pixel_values=batch.pixels).logits}
+
+    def losses(self, batch: Batch) -> TaskLosses:
+        output = student_features(self.student, batch.pixels)
+        inputs = ObjectiveInputs(output.logits, batch.labels)
+        if self.target_model is not None:
+            predictions = self.heads(output.block_outputs) if self.heads is not None else {}
+            logits, targets = self.target_model.targets(batch, list(predictions))
+            inputs = ObjectiveInputs(output.logits, batch.labels, logits, predictions, targets)
+        return sum_terms(weighted_terms(self.objective, inputs))
+
+    def taught_parameters(self) -> Sequence[nn.Parameter]:
+        """The student's own: a term that teaches its head alone teaches nothing that is kept."""
+        return list(self.student.parameters())
+
+
+def build_heads(
+    student: ViTForImageClassification, objective: ObjectiveConfig, target_model: FrozenClassifier | None
+) -> MessyHeads:
+    """A head for each layer pair of the objective and each modality of the teacher.
+
+    Raises:
+        SpecError: if the target model has no latent tokens to predict, or a layer is not there.
+    """
+    teacher = target_model.task.module if target_model is not None else None
+    assert objective.messy is not None
+    if not isinstance(teacher, Teacher) or not teacher.config.modalities:
+        raise SpecError(
+            "`messy` predicts what a teacher makes of latents, and the run in `teacher` is not one that sees any",
+            hint="train one with `kind: teacher`, or drop `messy` from the objective",
+        )
+    depths = (student.config.num_hidden_layers, teacher.config.depth)
+    for pair in objective.messy.layers:
+        if any(not 0 <= block < depth for block, depth in zip(pair, depths, strict=True)):
+            raise SpecError(
+                f"`messy.layers` has `{list(pair)}`, student and teacher have {depths[0]} and {depths[1]} blocks",
+                hint="count blocks from 0",
+            )
+    return MessyHeads(
+        student.config.hidden_size,
+        teacher.config.width,
+        objective.messy.layers,
+        teacher.config.modalities,
+        hidden=objective.messy.hidden,
+    )

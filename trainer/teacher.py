@@ -1,0 +1,263 @@
+"""The DLA teacher: a ViT over image patches and undecoded latents in one sequence.
+
+Dimensions: B images, N tokens of the sequence, M tokens a modality, D width, K classes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from dla_cache.errors import TrainingError
+from dla_cache.spec import LatentFormat, StrictModel
+from trainer.adapters import LatentScaler, ModalityEncoder, check_modalities
+from trainer.probe import LatentClassifier, ProbeConfig
+
+NORM_EPS = 1e-6
+
+
+class TeacherConfig(StrictModel):
+    """Shape of a teacher; the defaults are the published ViT-B/16, `formats` aside."""
+
+    n_classes: Annotated[int, Field(gt=1)]
+    formats: dict[str, LatentFormat]
+    """Format of each modality, raw as the store holds it; empty for a teacher that sees only images."""
+    modalities: tuple[str, ...]
+    """Order of the modalities in the sequence; that of `formats` when absent. A field of its own,
+    since a mapping may come back from a file in another order and the positions are learned."""
+    image_size: Annotated[int, Field(gt=0)] = 224
+    """Side of the square image in pixels."""
+    patch_size: Annotated[int, Field(gt=0)] = 16
+    width: Annotated[int, Field(gt=0)] = 768
+    depth: Annotated[int, Field(gt=0)] = 12
+    n_heads: Annotated[int, Field(gt=0)] = 12
+    mlp_ratio: Annotated[int, Field(gt=0)] = 4
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    tokens_per_modality: Annotated[int, Field(gt=0)] = 100
+    resampler_heads: Annotated[int, Field(gt=0)] = 8
+    modality_dropout: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Probability that a modality of a training image becomes null tokens; the image never does."""
+    position_std: Annotated[float, Field(gt=0)] = 0.02
+    """Initial scale of all learned positions. At small width .02 drowns in the patch tokens."""
+    standardise: bool = False
+    """Whether latents are standardised per channel before anything else sees them."""
+    late_fusion: bool = False
+    """Whether an MLP on the latents alone votes beside the transformer."""
+    late_fusion_hidden: Annotated[int, Field(gt=0)] = 256
+
+    @model_validator(mode="before")
+    @classmethod
+    def _order_from_formats(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "modalities" not in value and isinstance(value.get("formats"), dict):
+            return {**value, "modalities": tuple(value["formats"])}
+        return value
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if sorted(self.modalities) != sorted(self.formats):
+            raise ValueError(f"`modalities` orders {list(self.modalities)}, `formats` has {sorted(self.formats)}")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patches of {self.patch_size} do not tile an image of {self.image_size} pixels")
+        for name in ("n_heads", "resampler_heads"):
+            if self.width % getattr(self, name):
+                raise ValueError(f"`width` {self.width} is no multiple of `{name}` {getattr(self, name)}")
+        if self.late_fusion and not self.standardise:
+            raise ValueError("`late_fusion` reads standardised latents: set `standardise`")
+        if self.late_fusion and not self.formats:
+            raise ValueError("`late_fusion` needs a modality")
+        return self
+
+    @property
+    def n_patches(self) -> int:
+        """Patches of one image."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherOutput:
+    """What a teacher says of a batch, and what its blocks hold."""
+
+    logits: Tensor
+    """[B, K]. With late fusion the mean of both branches' log-probabilities, else the transformer's."""
+    block_outputs: tuple[Tensor, ...]
+    """[B, N, D] of each block, before the final norm."""
+    branch_logits: dict[str, Tensor]
+    """[B, K] of each branch: `fused`, the transformer that mixes image and latents in one sequence,
+    and with late fusion `late`, the MLP on latents alone."""
+
+
+class Teacher(nn.Module):
+    """`[CLS] patches [SEP] modality [SEP] modality ...` through pre-norm blocks to a head on CLS."""
+
+    def __init__(self, config: TeacherConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.patch_embedding = nn.Conv2d(3, width, kernel_size=config.patch_size, stride=config.patch_size)
+        self.class_token = nn.Parameter(torch.empty(width))
+        self.separator = nn.Parameter(torch.empty(width))
+        self.positions = nn.Parameter(torch.empty(self.sequence_length, width))
+        for token, std in ((self.class_token, 0.02), (self.separator, 0.02), (self.positions, config.position_std)):
+            nn.init.trunc_normal_(token, std=std)
+        self.scalers = nn.ModuleDict(
+            {name: LatentScaler(config.formats[name]) for name in config.modalities if config.standardise}
+        )
+        self.encoders = nn.ModuleDict({name: self._encoder(name) for name in config.modalities})
+        self.dropout = nn.Dropout(config.dropout)
+        # Built one by one: nn.TransformerEncoder copies one layer, so all would start equal.
+        self.blocks = nn.ModuleList(self._block() for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.head = nn.Linear(width, config.n_classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.late_branch: LatentClassifier | None = None
+        if config.late_fusion:
+            self.late_branch = LatentClassifier(
+                ProbeConfig(
+                    n_classes=config.n_classes,
+                    formats=config.formats,
+                    hidden=config.late_fusion_hidden,
+                    dropout=config.dropout,
+                )
+            )
+
+    def _encoder(self, modality: str) -> ModalityEncoder:
+        return ModalityEncoder(
+            self.config.formats[modality],
+            self.config.width,
+            tokens_per_modality=self.config.tokens_per_modality,
+            n_heads=self.config.resampler_heads,
+            dropout=self.config.dropout,
+            position_std=self.config.position_std,
+        )
+
+    def _block(self) -> nn.TransformerEncoderLayer:
+        return nn.TransformerEncoderLayer(
+            self.config.width,
+            self.config.n_heads,
+            dim_feedforward=self.config.mlp_ratio * self.config.width,
+            dropout=self.config.dropout,
+            activation="gelu",
+            layer_norm_eps=NORM_EPS,
+            batch_first=True,
+            norm_first=True,
+        )
+
+    @property
+    def spans(self) -> dict[str, slice]:
+        """Where `image` and each modality lie in the sequence; CLS and separators belong to none."""
+        spans = {"image": slice(1, 1 + self.config.n_patches)}
+        stop = 1 + self.config.n_patches
+        for name in self.config.modalities:
+            spans[name] = slice(stop + 1, stop + 1 + self.config.tokens_per_modality)
+            stop = spans[name].stop
+        return spans
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens in the sequence, CLS and separators included."""
+        return 1 + self.config.n_patches + len(self.config.modalities) * (1 + self.config.tokens_per_modality)
+
+    def set_statistics(self, modality: str, mean: Tensor, std: Tensor) -> None:
+        """Takes the per-channel mean and standard deviation [C] of the training splits.
+
+        Raises:
+            TrainingError: if this teacher does not standardise `modality`.
+        """
+        if modality not in self.scalers:
+            raise TrainingError(f"the teacher does not standardise `{modality}`", hint="set `standardise: true`")
+        scaler: LatentScaler = self.scalers[modality]  # type: ignore[assignment]
+        scaler.set_statistics(mean, std)
+
+    def forward(
+        self,
+        pixels: Tensor,
+        raw_latents: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, bool] | None = None,
+    ) -> TeacherOutput:
+        """Logits and block outputs of a batch.
+
+        In training each modality of each image is dropped with probability `modality_dropout`. A
+        dropped, absent or wholly padded modality is its learned null tokens to the transformer and 0
+        to the late branch.
+
+        The branches' log-probabilities are averaged, not their logits: a branch that is only larger
+        in scale would outvote the other. The mean is, up to a constant, the normalised product of
+        both distributions, so a class must be plausible to both.
+
+        Args:
+            pixels: [B, 3, H, W] float, normalised.
+            raw_latents: modality → [B, *shape] as stored: any float dtype, or integer codes.
+            masks: modality → boolean [B, n], true where a latent token is real; none means all are.
+            present: modality → false to leave it out of all images; its latent need not be given.
+
+        Raises:
+            TrainingError: if a modality is unknown, or missing and not left out.
+            LatentShapeError: if a latent does not fit its format.
+        """
+        masks = masks or {}
+        latents = self._scaled(raw_latents, present)
+        kept = self._kept(pixels, latents, masks)
+        tokens = self.dropout(self._content(pixels, latents, masks, kept) + self.positions)
+        block_outputs = []
+        for block in self.blocks:
+            tokens = block(tokens)
+            block_outputs.append(tokens)
+        fused = self.head(self.norm(tokens[:, 0]))
+        if self.late_branch is None:
+            return TeacherOutput(fused, tuple(block_outputs), {"fused": fused})
+        late = self.late_branch(latents, masks, kept)
+        logits = (fused.float().log_softmax(dim=-1) + late.float().log_softmax(dim=-1)) / 2
+        return TeacherOutput(logits, tuple(block_outputs), {"fused": fused, "late": late})
+
+    def _scaled(self, raw_latents: Mapping[str, Tensor], present: Mapping[str, bool] | None) -> dict[str, Tensor]:
+        wanted = check_modalities(self.config.modalities, raw_latents, present)
+        return {
+            name: self.scalers[name](raw_latents[name]) if name in self.scalers else raw_latents[name]
+            for name in wanted
+        }
+
+    def _kept(self, pixels: Tensor, latents: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        kept = {}
+        for name in self.config.modalities:
+            is_kept = pixels.new_full((len(pixels),), name in latents, dtype=torch.bool)
+            if self.training:
+                is_kept &= torch.rand(len(pixels), device=pixels.device) >= self.config.modality_dropout
+            kept[name] = is_kept & masks[name].any(dim=1) if name in masks else is_kept
+        return kept
+
+    def _content(
+        self,
+        pixels: Tensor,
+        latents: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        kept: Mapping[str, Tensor],
+    ) -> Tensor:
+        """The sequence [B, N, D] before positions are added."""
+        n_images, width = len(pixels), self.config.width
+        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        parts = [self.class_token.expand(n_images, 1, width), patches]
+        for name in self.config.modalities:
+            encoder: ModalityEncoder = self.encoders[name]  # type: ignore[assignment]
+            parts.append(self.separator.expand(n_images, 1, width))
+            if name in latents:
+                parts.append(encoder(latents[name], masks.get(name), kept[name]))
+            else:
+                parts.append(encoder.null_tokens.expand(n_images, -1, -1))
+        return torch.cat(parts, dim=1)
+
+    @torch.no_grad()
+    def position_to_content(self, pixels: Tensor, raw_latents: Mapping[str, Tensor]) -> dict[str, float]:
+        """Mean norm of the positions over mean norm of the tokens they are added to, for each span.
+
+        Well below 1 the model hardly knows where a token lies, and learns slowly or not at all.
+        """
+        latents = self._scaled(raw_latents, None)
+        kept = {name: pixels.new_ones(len(pixels), dtype=torch.bool) for name in latents}
+        content = self._content(pixels, latents, {}, kept).norm(dim=-1)
+        positions = self.positions.norm(dim=-1)
+        return {name: float(positions[span].mean() / content[:, span].mean()) for name, span in self.spans.items()}

@@ -1,0 +1,126 @@
+"""Replayable augmentations: a view is the full record of its parameters.
+
+A view is a pure function of (seed, image ID, draw). No generator is advanced, so neither the batch,
+the worker nor the order matters, and a target stored for a view can be met with that very view later.
+
+Dimensions: B images, H and W their sides in pixels.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from dla_cache.spec import StrictModel
+
+N_RANDOM_NUMBERS = 5
+"""Random numbers a view is made of: area, aspect, left, top, flip."""
+
+
+class ViewConfig(StrictModel):
+    """Distribution of views: a random resized crop and a flip. The default is the image as it is."""
+
+    scale_min: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Smallest area of the crop, as a fraction of the image."""
+    scale_max: Annotated[float, Field(gt=0, le=1)] = 1.0
+    ratio_min: Annotated[float, Field(gt=0)] = 1.0
+    """Smallest aspect (width over height) of the crop, relative to the image's own."""
+    ratio_max: Annotated[float, Field(gt=0)] = 1.0
+    horizontal_flip: bool = False
+    """Whether every second view, on average, is mirrored. Latents stay those of the whole image."""
+
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> Self:
+        if self.scale_min > self.scale_max or self.ratio_min > self.ratio_max:
+            raise ValueError("`scale_min` and `ratio_min` may not exceed their maxima")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """One view for each image of a batch; the box in fractions of the image's sides."""
+
+    left: NDArray[np.float64]
+    top: NDArray[np.float64]
+    width: NDArray[np.float64]
+    height: NDArray[np.float64]
+    flip: NDArray[np.bool_]
+    """Whether the crop is mirrored left to right; the box is that of the unmirrored image."""
+
+
+def draw_views(seed: int, image_ids: Sequence[str], draw: int, config: ViewConfig) -> Views:
+    """The `draw`-th view of each image.
+
+    The crop's area and log aspect are uniform; a side that would leave the image is cut to it. The
+    usual rejection sampling would need another number of random numbers for every image.
+
+    Args:
+        seed: of the run's views, 0 to 2⁶⁴ - 1.
+        draw: usually the epoch; 0 to 2³² - 1.
+    """
+    area, aspect, left, top, flip = _uniform(seed, image_ids, draw).T
+    scale = config.scale_min + area * (config.scale_max - config.scale_min)
+    log_min, log_max = math.log(config.ratio_min), math.log(config.ratio_max)
+    ratio = np.exp(log_min + aspect * (log_max - log_min))
+    width = np.minimum(np.sqrt(scale * ratio), 1.0)
+    height = np.minimum(np.sqrt(scale / ratio), 1.0)
+    is_mirrored = (flip < 0.5) & config.horizontal_flip
+    return Views(left * (1 - width), top * (1 - height), width, height, is_mirrored)
+
+
+def apply_views(pixels: Tensor, views: Views, size: int) -> Tensor:
+    """Each image's view, resized to a square by antialiased bilinear interpolation.
+
+    Rows and columns are interpolated by one matrix each, computed in float64: the view of the whole
+    image at its own size is exact, and a sample does not depend on the others of its batch.
+
+    Args:
+        pixels: [B, 3, H, W], uint8 or float.
+        size: side of the result in pixels.
+
+    Returns:
+        [B, 3, size, size] float32, in the units of `pixels`.
+    """
+    height, width = pixels.shape[-2:]
+    rows = _interpolation(views.top, views.height, height, size)
+    columns = _interpolation(views.left, views.width, width, size)
+    columns = np.where(views.flip[:, None, None], columns[:, ::-1], columns)
+    rows_BSH = torch.from_numpy(rows).to(pixels.device, torch.float32)[:, None]
+    columns_BWS = torch.from_numpy(columns).to(pixels.device, torch.float32).transpose(1, 2)[:, None]
+    return rows_BSH @ pixels.float() @ columns_BWS
+
+
+def _interpolation(start: NDArray[np.float64], extent: NDArray[np.float64], n: int, size: int) -> NDArray[np.float64]:
+    """Weights [B, size, n] that read `size` values from the part [start, start + extent] of `n` pixels."""
+    step = extent[:, None, None] * n / size  # source pixels for each target pixel
+    centre = start[:, None, None] * n + (np.arange(size)[:, None] + 0.5) * step
+    # A triangle as wide as the step when shrinking (antialias), one pixel wide when enlarging.
+    reach = np.maximum(step, 1.0)
+    distance = np.abs(np.arange(n) + 0.5 - centre)
+    weights = np.maximum(0.0, 1.0 - distance / reach)
+    normalised: NDArray[np.float64] = weights / weights.sum(axis=-1, keepdims=True)
+    return normalised
+
+
+def _uniform(seed: int, image_ids: Sequence[str], draw: int) -> NDArray[np.float64]:
+    """[B, N_RANDOM_NUMBERS] in [0, 1): the image's stream, read from a position that the draw decides.
+
+    Source: SplitMix64, Steele et al., OOPSLA 2014, figure 17; keyed by BLAKE2b of seed and image ID.
+    """
+    key = seed.to_bytes(8, "little")
+    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8, key=key).digest() for name in image_ids)
+    streams = np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+    counters = np.arange(N_RANDOM_NUMBERS, dtype=np.uint64) + np.uint64(draw * N_RANDOM_NUMBERS + 1)
+    bits = streams[:, None] + counters * np.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    bits ^= bits >> np.uint64(31)
+    uniform: NDArray[np.float64] = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return uniform
