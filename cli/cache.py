@@ -9,12 +9,16 @@ import typer
 
 from cli.render import ProgressReporter, print_table
 from cli.settings import apply_overrides
+from cli.sheet import draw_cache_sheet
 from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from dla_cache.describe import ImageDescription
 
 app = typer.Typer(help="The cache of undecoded latents.", no_args_is_help=True)
+
+PICTURE_STRIDE = 5
+"""A contact sheet shows every fifth image: renders of one digit lie side by side."""
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -144,13 +148,26 @@ def verify(
 def inspect(
     store_path: StorePath,
     image_id: Annotated[str | None, typer.Option("--image-id", help="Show the latents of this image.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Draw eight images and their latents into this PNG.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="With --picture: folder the images' paths start from.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show recipes and statistics, or one image's row and latents."""
     from dla_cache.describe import describe_image, describe_modality
     from dla_cache.store import open_store
 
+    if (picture is None) != (images is None):
+        raise typer.BadParameter("--picture and --images go together", param_hint="--picture")
     store = open_store(store_path)
+    if picture is not None and images is not None:
+        first = list(store.rows.image_ids[: 8 * PICTURE_STRIDE : PICTURE_STRIDE])
+        draw_cache_sheet(store, images, [image_id] if image_id is not None else first, picture)
+        typer.echo(json.dumps({"picture": str(picture)}) if as_json else f"picture {picture}")
+        return
     if image_id is not None:
         _show_image(describe_image(store, image_id), as_json)
         return

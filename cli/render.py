@@ -59,7 +59,7 @@ class ProgressReporter:
 
     def _write_line(self) -> None:
         self._last_line = time.monotonic()
-        left_s = (self._total - self._done) / self._rate
+        left_s = (self._total - self._done) / max(self._rate, 1e-9)
         state = f"{left_s:.0f} s left" if left_s else f"{time.monotonic() - self._started:.1f} s"
         note = f", {self._note}" if self._note else ""
         print(

@@ -98,6 +98,7 @@ def create_metadata(path: Path, wanted: StoreMetadata) -> None:
                         f"`{path}` holds other things, such as `{others[0]}`", hint="name a new or empty folder"
                     )
                 write_durably(path / "rows.parquet", wanted.rows.to_parquet())
+            make_folder(path / "latents")
             for modality, recipe in wanted.recipes.items():
                 make_folder(commits_folder(path, modality))
                 make_folder(array_folder(path, modality))

@@ -195,7 +195,7 @@ class ZarrStore:
             if shard not in committed:
                 raise self._not_committed(modality, shard)
         parts = [committed[shard].statistics for shard in shards]
-        return merge_statistics([part[split] for part in parts for split in splits if split in part])
+        return merge_statistics([part[split] for part in parts for split in sorted(part.keys() & set(splits))])
 
     def content_hash(self) -> str:
         """sha256 of image IDs, samples and recipes in row order, from the commit records.

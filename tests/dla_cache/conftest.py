@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from PIL import Image
 
 from dla_cache.manifest import Manifest, ManifestRow, write_manifest
 from dla_cache.spec import CacheSpec, LatentFormat, LatentSpec, Modality, Recipe
+from dla_cache.store import create_store
+from dla_cache.store.rows import RowTable, StoredImage
+from dla_cache.store.zarr_store import ZarrStore
 
 SIDE = 8
 
@@ -44,6 +48,10 @@ class PixelSource:
         pass
 
 
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def make_manifest(folder: Path, n_images: int) -> Manifest:
     """Noise PNGs of 8 x 8 in three splits, `images/image-<n>.png`, every fourth unlabelled."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -58,12 +66,77 @@ def make_manifest(folder: Path, n_images: int) -> Manifest:
                 uri=path.relative_to(folder).as_posix(),
                 label=None if number % 4 == 3 else number % 2,
                 split=("train", "validation", "test")[number % 3],
-                sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+                sha256=sha256_of(path),
                 width=SIDE,
                 height=SIDE,
             )
         )
     return write_manifest(folder / "manifest.parquet", rows, ["even", "odd"])
+
+
+def make_recipe(
+    shape: tuple[int, ...] = (3, 2, 2), dtype: str = "float16", modality: Modality = Modality.DEPTH, seed: int = 0
+) -> Recipe:
+    """A recipe of continuous latents, channels first, or of codes where `dtype` is an integer."""
+    is_continuous = dtype.startswith("float")
+    latent_format = LatentFormat(
+        kind="continuous" if is_continuous else "codes",
+        shape=shape,
+        axes=("channel" if is_continuous else "codebook", "height", "width")[: len(shape)],
+        dtype=dtype,
+        vocabulary=None if is_continuous else 100,
+    )
+    return Recipe(
+        modality=modality,
+        source="made",
+        weights_sha256="",
+        parameters={},
+        seed=seed,
+        source_view_size=SIDE,
+        format=latent_format,
+    )
+
+
+def make_rows(n_images: int) -> RowTable:
+    """Images `image-0`, `image-1`, … that exist nowhere, in turn of two splits."""
+    return RowTable(
+        [
+            StoredImage(row, f"image-{row}", "0" * 64, ("train", "test")[row % 2], None, f"{row}.png")
+            for row in range(n_images)
+        ]
+    )
+
+
+def make_latents(recipe: Recipe, n_images: int, seed: int = 0) -> NDArray[np.generic]:
+    """Normal values or codes, [n, *shape] in the recipe's dtype."""
+    rng = np.random.default_rng(seed)
+    shape = (n_images, *recipe.format.shape)
+    if recipe.format.vocabulary is None:
+        return rng.normal(3, 2, shape).astype(recipe.format.dtype)
+    return rng.integers(0, recipe.format.vocabulary, shape).astype(recipe.format.dtype)
+
+
+def fill_store(path: Path, recipe: Recipe, latents: NDArray[np.generic], shard_size: int) -> ZarrStore:
+    """A whole store of these latents under the images of `make_rows`."""
+    store = create_store(path, make_rows(len(latents)), [], shard_size, {recipe.modality.value: recipe})
+    for shard in store.shards:
+        store.write_shard(
+            recipe.modality.value, shard, latents[shard.start : shard.stop], seconds=0.1, device="cpu"
+        )
+    return store
+
+
+@pytest.fixture(scope="session")
+def made() -> SimpleNamespace:
+    """The makers above: with importlib mode a test cannot import its conftest."""
+    return SimpleNamespace(
+        manifest=make_manifest,
+        recipe=make_recipe,
+        rows=make_rows,
+        latents=make_latents,
+        store=fill_store,
+        sha256=sha256_of,
+    )
 
 
 @pytest.fixture

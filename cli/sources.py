@@ -1,0 +1,84 @@
+"""`dla sources`: what can fill a cache, and how the embedded sources are made."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.render import ProgressReporter, print_table
+from cli.settings import apply_overrides
+from cli.signals import stop_on_signals
+
+app = typer.Typer(help="Generators stopped before their decoder.", no_args_is_help=True)
+
+
+@app.callback()
+def group() -> None:
+    """Generators stopped before their decoder."""
+
+
+@app.command("list")
+def list_sources(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """List the sources that a cache spec can name."""
+    from dla_cache.sources import SOURCES
+
+    if as_json:
+        typer.echo(json.dumps({n: {"modality": e.modality, "summary": e.summary} for n, e in SOURCES.items()}))
+        return
+    rows = [(name, entry.modality.value, entry.summary) for name, entry in SOURCES.items()]
+    print_table(("source", "modality", "what it does"), rows)
+
+
+@app.command()
+def fit(
+    spec_path: Annotated[Path, typer.Argument(metavar="SPEC", help="Fit spec, a YAML file.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for weights, model card and checkpoints.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Set one field of the spec; repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Train the embedded sources on relief-digits' own pairs. Run it again to go on where it stopped."""
+    from dla_cache.sources.fit import EmbeddedFit, FitSpec, Stage
+    from dla_cache.spec import load_yaml, parse_spec
+    from trainer.checkpoint import load_checkpoint
+    from trainer.loop import Loop, LoopConfig
+
+    spec = parse_spec(apply_overrides(load_yaml(spec_path), overrides or []), FitSpec, where=str(spec_path))
+    embedded = EmbeddedFit(spec)
+
+    def train_stage(stage: Stage) -> None:
+        folder = out / "stages" / stage.name
+        config = LoopConfig(
+            steps=stage.config.steps,
+            learning_rate=stage.config.learning_rate,
+            ema_decay=stage.config.ema_decay,
+            warmup_steps=50,
+            evaluate_steps=250,
+        )
+        loop = Loop(stage.task, config, folder, seed=spec.seed)
+        if (folder / "last.safetensors").exists():
+            loop.resume()
+        with ProgressReporter(stage.name, "steps") as reporter, stop_on_signals() as should_stop:
+            loop.run(
+                stage.batches,
+                stage.score,
+                on_progress=lambda at: reporter.update(at.step, at.steps, f"loss {at.loss:.4f}"),
+                should_stop=should_stop,
+            )
+        stage.task.module.load_state_dict(load_checkpoint(folder / "best.safetensors")[0])
+        stage.task.module.eval()
+
+    train_stage(embedded.autoencoder_stage())
+    train_stage(embedded.flow_stage())
+    embedded.fit_ridge()
+    scores = embedded.export(out)
+    if as_json:
+        typer.echo(json.dumps(scores))
+        return
+    rows = [(name, f"{s['depth_correlation']:.4f}", f"{s['latent_r2']:.4f}") for name, s in scores.items()]
+    print_table(("held out", "depth correlation", "latent R²"), rows)
+    typer.echo(f"weights and card in {out}")

@@ -1,0 +1,67 @@
+"""`dla train`: one run, from a run file or a preset, to a run folder."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.render import ProgressReporter, print_table
+from cli.settings import apply_overrides
+from cli.signals import stop_on_signals
+
+KINDS = ("probe", "teacher", "student")
+
+
+def train(
+    what: Annotated[str, typer.Argument(metavar="RUN.yaml|KIND", help="A run file, or probe, teacher or student.")],
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="paper or embedded: the settings below the run's own.")
+    ] = None,
+    store: Annotated[Path | None, typer.Option("--store", help="The store to train on.")] = None,
+    images: Annotated[Path | None, typer.Option("--images", help="Folder the images' paths start from.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder.")] = None,
+    teacher: Annotated[Path | None, typer.Option("--teacher", help="Run folder to learn from.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Initialisation, order, views and dropout.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Set one field of the run; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved run and stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Train a latent probe, a DLA teacher or an image-only student from a cache."""
+    from dla_cache.spec import load_yaml
+    from trainer.config import resolve_run
+    from trainer.run import dump_config, train_run
+
+    is_kind = what in KINDS
+    value: dict[str, Any] = {"kind": what} if is_kind else load_yaml(Path(what))
+    base = Path() if is_kind else Path(what).parent
+    flags = {"preset": preset, "seed": seed}
+    paths = {"store": store, "images": images, "output": out, "teacher": teacher}
+    value |= {name: flag for name, flag in flags.items() if flag is not None}
+    # A path on the command line starts from here, one in a file from the file.
+    value |= {name: str(flag.absolute()) for name, flag in paths.items() if flag is not None}
+    config = resolve_run(apply_overrides(value, overrides or []), base=base, where=what)
+    if dry_run:
+        typer.echo(dump_config(config), nl=False)
+        return
+    with ProgressReporter(f"train {config.kind}", "steps") as reporter, stop_on_signals() as should_stop:
+        result = train_run(
+            config,
+            resume=resume,
+            on_progress=lambda at: reporter.update(at.step, at.steps, f"loss {at.loss:.4f}"),
+            should_stop=should_stop,
+        )
+    if as_json:
+        typer.echo(result.model_dump_json())
+        return
+    interval = f"{100 * result.test_low:.1f} to {100 * result.test_high:.1f}"
+    rows = [
+        ("validation top-1", f"{100 * result.validation_top1:.1f} %", f"kept step {result.best_step}"),
+        ("test top-1", f"{100 * result.test_top1:.1f} %", f"95 % interval {interval}, {result.test_images} images"),
+        *((f"  {name}", f"{100 * top1:.1f} %", "its part") for name, top1 in list(result.branches.items())[1:]),
+        ("training", f"{result.train_seconds:.1f} s", f"{result.images_per_s:.0f} images/s"),
+    ]
+    print_table(("measured", "value", ""), rows)
+    typer.echo(f"run folder {config.output}")

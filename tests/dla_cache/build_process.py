@@ -1,0 +1,24 @@
+"""A build in a process of its own: MANIFEST STORE SECONDS_PER_BATCH RANK WORLD_SIZE."""
+
+import functools
+import sys
+from pathlib import Path
+
+from conftest import PixelSource
+
+from dla_cache.build import build_cache
+from dla_cache.manifest import read_manifest
+from dla_cache.spec import CacheSpec, LatentSpec, Modality
+
+if __name__ == "__main__":
+    manifest_path, store_path, seconds, rank, world_size = sys.argv[1:]
+    report = build_cache(
+        read_manifest(Path(manifest_path)),
+        CacheSpec(latents=(LatentSpec(modality=Modality.DEPTH, source="pixels"),), shard_size=5),
+        Path(store_path),
+        open_source=functools.partial(PixelSource, seconds=float(seconds)),
+        batch_size=4,
+        rank=int(rank),
+        world_size=int(world_size),
+    )
+    print(report.content_hash)

@@ -1,0 +1,119 @@
+"""Commit records: their union is what is there, whoever consolidates meanwhile."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import dla_cache
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import pytest
+
+from dla_cache.spec import Modality
+from dla_cache.store.commits import CommitLog, CommitRecord
+
+
+def make_record(shard: int) -> CommitRecord:
+    return CommitRecord(
+        modality=Modality.DEPTH,
+        shard=shard,
+        n_rows=3,
+        size_bytes=100,
+        file_sha256="0" * 64,
+        content_sum="0" * 64,
+        recipe_hash="0" * 64,
+        statistics={},
+        seconds=0.1,
+        device="cpu",
+    )
+
+
+def commit(log: CommitLog, shard: int) -> None:
+    log.commit_once(shard, lambda: make_record(shard))
+
+
+@given(steps=st.lists(st.integers(0, 12) | st.just("consolidate"), max_size=25))
+@settings(deadline=None, max_examples=40)
+def test_whatever_the_order_of_commits_and_consolidations_the_union_is_kept(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[int | str]
+) -> None:
+    log = CommitLog(tmp_path_factory.mktemp("log"))
+    committed = set()
+    for step in steps:
+        if isinstance(step, int):
+            commit(log, step)
+            committed.add(step)
+        else:
+            log.consolidate()
+        assert CommitLog(log.folder).read() == {shard: make_record(shard) for shard in committed}
+        assert log.read() == CommitLog(log.folder).read()
+
+
+def test_consolidation_leaves_one_file(tmp_path: Path) -> None:
+    log = CommitLog(tmp_path)
+    for shard in range(10):
+        commit(log, shard)
+    assert log.loose_files() == 10
+    log.consolidate()
+    commit(log, 10)
+    log.consolidate()
+    assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == ["consolidated"]
+    assert log.loose_files() == 0
+
+
+def test_a_shard_is_written_once_even_after_consolidation(tmp_path: Path) -> None:
+    log = CommitLog(tmp_path)
+    commit(log, 0)
+    commit(log, 1)
+    log.consolidate()
+
+    def write() -> CommitRecord:
+        raise AssertionError("a committed shard was written again")
+
+    assert CommitLog(tmp_path).commit_once(0, write) == make_record(0)
+
+
+def test_an_attempt_that_fails_commits_nothing_and_the_next_one_can(tmp_path: Path) -> None:
+    log = CommitLog(tmp_path)
+
+    def fail() -> CommitRecord:
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        log.commit_once(0, fail)
+    assert log.read() == {}
+    commit(log, 0)
+    assert log.read() == {0: make_record(0)}
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_commits import CommitLog, commit
+
+log = CommitLog(Path(sys.argv[1]))
+for shard in range(int(sys.argv[2]), 60, 2):
+    commit(log, shard)
+    if shard % 3 == 0:
+        log.consolidate()
+        own = set(range(int(sys.argv[2]), shard + 1, 2))
+        assert own <= log.read().keys(), own - log.read().keys()
+"""
+
+
+def test_two_processes_that_commit_and_consolidate_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+    code = PROCESS.format(tests=str(Path(__file__).parent))
+    environment = {"PYTHONPATH": str(Path(dla_cache.__file__).parents[1])}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, tmp_path, str(start)], stderr=subprocess.PIPE, env=environment)
+        for start in (0, 1)
+    ]
+    # A reader never misses what it saw before.
+    seen: set[int] = set()
+    while any(process.poll() is None for process in processes):
+        now = CommitLog(tmp_path).read().keys()
+        assert seen <= now, seen - now
+        seen = set(now)
+    assert [process.communicate()[1] for process in processes] == [b"", b""]
+    assert CommitLog(tmp_path).read().keys() == set(range(60))
