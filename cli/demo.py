@@ -1,6 +1,134 @@
 """`dla demo`: the whole path on the embedded data, measured."""
+
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
-def demo(out: Annotated[Path, typer.Option("--out", help="x")] = Path("demo-out")) -> None:
-    """x"""
+
+from cli.arms import plan_arms, run_arms
+from cli.render import ProgressReporter, print_table
+from cli.sheet import draw_cache_sheet
+from cli.signals import stop_on_signals
+from dla_cache.errors import CorruptShardError
+
+if TYPE_CHECKING:
+    from dla_cache.build import BuildReport
+    from dla_cache.store.zarr_store import ZarrStore
+    from trainer.run import RunResult
+
+QUICK_STEPS = 60
+N_PROCESSES = 2
+SHEET_STRIDE = 5
+WHAT = {
+    "probe": "latents → class, no pixels",
+    "teacher": "pixels and latents → class",
+    "image-only": "pixels → class, labelled images only",
+    "kd-probe": "pixels → class, distilled from the probe",
+    "kd-teacher": "pixels → class, distilled from the teacher",
+    "messy": "the same, and predicts the teacher's latent tokens",
+}
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for data, store, runs and picture.")] = Path("demo-out"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help=f"{QUICK_STEPS} steps a run: shows that all works, not how well.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of every run.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Data, cache, probe, teacher and four students on one machine: measured, in minutes."""
+    from dla_cache.verify import verify_store
+
+    store, report, manifest = build_embedded_cache(out)
+    problems = verify_store(store, manifest).problems
+    if problems:
+        raise CorruptShardError(f"the store does not verify: {problems[0]}", hint=f"remove `{out}` and begin again")
+    sheet = out / "latents.png"
+    draw_cache_sheet(store, out / "data", list(store.rows.image_ids[: 8 * SHEET_STRIDE : SHEET_STRIDE]), sheet)
+
+    arms = plan_arms(
+        read_arms(),
+        out,
+        store=out / "cache.zarr",
+        images=out / "data",
+        seed=seed,
+        steps=QUICK_STEPS if quick else None,
+    )
+    with ProgressReporter("train", "steps") as reporter, stop_on_signals() as should_stop:
+        finished = run_arms(arms, n_processes=N_PROCESSES, on_progress=reporter.update, should_stop=should_stop)
+    results = {arm.name: result for arm, result in zip(arms, finished, strict=True)}
+    if as_json:
+        rows = {name: result.model_dump() for name, result in results.items()}
+        typer.echo(json.dumps({"rows": rows, "content_hash": store.content_hash(), "picture": str(sheet)}))
+        return
+    show_results(results, store, report)
+    typer.echo(f"\npicture of eight images and their latents: {sheet}")
+    typer.echo(f"run files to change and repeat: {out / 'specs'}, with `dla train FILE`")
+    if quick:
+        typer.echo("--quick trained too briefly for the accuracies to mean anything.")
+    typer.echo("One seed proves nothing: the intervals are those of drawing test images, not of training again.")
+
+
+def build_embedded_cache(out: Path) -> tuple["ZarrStore", "BuildReport", Any]:
+    """The embedded data as files and the store of their latents; whatever is there already stays.
+
+    Returns:
+        The store, what the build did, and the manifest.
+    """
+    from dla_cache.build import BuildProgress, build_cache
+    from dla_cache.data.export import MANIFEST_NAME, write_relief_digits
+    from dla_cache.manifest import read_manifest
+    from dla_cache.sources import open_source
+    from dla_cache.spec import CacheSpec, read_yaml
+    from dla_cache.store import open_store
+
+    path = out / "data" / MANIFEST_NAME
+    if not path.exists():
+        write_relief_digits(out / "data")
+    manifest = read_manifest(path)
+    spec = read_yaml(Path(__file__).parent / "specs" / "cache.yaml", CacheSpec)
+    with ProgressReporter("build", "images") as reporter, stop_on_signals() as should_stop:
+
+        def show(at: BuildProgress) -> None:
+            reporter.update(at.images_done, at.images_total, f"{at.modality}, shard {at.shard} of {at.n_shards}")
+
+        report = build_cache(
+            manifest, spec, out / "cache.zarr", open_source=open_source, on_progress=show, should_stop=should_stop
+        )
+    return open_store(out / "cache.zarr"), report, manifest
+
+
+def read_arms() -> dict[str, dict[str, Any]]:
+    """The demo's runs as their spec file has them."""
+    from dla_cache.spec import load_yaml
+
+    return load_yaml(Path(__file__).parent / "specs" / "arms.yaml")
+
+
+def show_results(results: dict[str, "RunResult"], store: "ZarrStore", report: "BuildReport") -> None:
+    """The measured table, and what the cache cost."""
+    from dla_cache.describe import describe_store
+
+    rows = []
+    for name, result in results.items():
+        interval = f"{100 * result.test_low:.1f} to {100 * result.test_high:.1f}"
+        rows.append(
+            (
+                name,
+                WHAT[name],
+                f"{100 * result.test_top1:.1f}",
+                interval,
+                f"{result.train_seconds:.0f}",
+                f"{result.images_per_s:.0f}",
+            )
+        )
+    print_table(("run", "from what to what", "test top-1 %", "95 % interval", "seconds", "images/s"), rows)
+    parts = [f"{name} (test top-1 {100 * top1:.1f} %)" for name, top1 in results["teacher"].branches.items()]
+    typer.echo(f"\nthe teacher and its branches: {', '.join(parts)}")
+    status = describe_store(store)
+    for part in status.modalities:
+        typer.echo(f"cache: {part.modality}, {part.images} images, {part.bytes_per_image:.0f} bytes an image")
+    if report.images_encoded:
+        typer.echo(f"build: {report.images_encoded} images, {report.images_per_s:.0f} images/s")

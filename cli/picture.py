@@ -47,4 +47,5 @@ def signed_picture(values: NDArray[np.floating]) -> Picture:
     strength = np.clip(values / 2.5, -1, 1)[..., None]
     red, blue, white = np.array([178, 24, 43]), np.array([33, 102, 172]), np.array([247, 247, 247])
     target = np.where(strength > 0, red, blue)
-    return np.rint(white + (target - white) * np.abs(strength)).astype(np.uint8)
+    picture: Picture = np.rint(white + (target - white) * np.abs(strength)).astype(np.uint8)
+    return picture

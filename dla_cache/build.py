@@ -90,7 +90,7 @@ def build_cache(
         batch_size: images per call of a source. The last batch of a shard is filled up with its
             last image, so that a source only ever sees this one size and its numbers do not
             depend on where a shard ends.
-        should_stop: asked between two batches.
+        should_stop: asked between two batches; a build that is through is not interrupted any more.
 
     Raises:
         ManifestError: if a split of the spec has no image.
@@ -123,7 +123,7 @@ def build_cache(
                 if on_progress is not None:
                     modality = source.recipe.modality.value
                     on_progress(BuildProgress(modality, shard.index, len(store.shards), images_done, images_total))
-                if should_stop is not None and should_stop():
+                if should_stop is not None and images_done < images_total and should_stop():
                     raise _interrupted(store, recipes)
     for modality in recipes:
         store.consolidate(modality)

@@ -1,5 +1,7 @@
 """Files that are whole or absent, at whatever moment a process dies or the power goes."""
 
+import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,25 +11,34 @@ from dla_cache.errors import StoreError
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Puts `content` at `path`: temporary name, fsync, rename, fsync of the folder.
+    """Puts `content` at `path`: temporary name, fsync, read back, rename, fsync of the folder.
 
-    The temporary name is hidden and the process's own, so that two writers of one path do not
-    write into each other's file; a killed one leaves it behind and no reader looks at it.
+    The caller alone may write `path`, by a lock where there can be others. So the temporary name
+    can be a fixed one, and what a killed attempt leaves there the next one overwrites.
 
     Raises:
-        OSError: if the folder cannot be written.
+        OSError: if the disk refuses, or does not give back what was written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    if temporary.read_bytes() != content:
+        raise OSError(errno.EIO, "a file does not read back as written")
+    temporary.rename(path)
     sync_folder(path.parent)
+
+
+@contextmanager
+def locked_folder(path: Path) -> Iterator[None]:
+    """Excludes every other process that locks the same folder; the kernel frees the lock of a dead one."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def make_folder(path: Path) -> None:

@@ -1,7 +1,6 @@
 """The image list: one Parquet file, checked whole whenever it is written or read."""
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from dla_cache.durable import make_folder, write_durably
+from dla_cache.durable import locked_folder, make_folder, write_durably
 from dla_cache.errors import ManifestError, name_some
+from dla_cache.parquet import from_parquet, to_parquet
 from dla_cache.spec import canonical_json
 
 FORMAT = 1
@@ -128,11 +127,11 @@ def write_manifest(path: Path, rows: Iterable[ManifestRow], class_names: Sequenc
     manifest = Manifest(table, tuple(class_names), path.parent)
     check_manifest(manifest)
     facts = canonical_json({"format": FORMAT, "class_names": list(class_names)})
-    buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata({"dla": facts}), buffer)
+    content = to_parquet(table.replace_schema_metadata({"dla": facts}))
     try:
         make_folder(path.parent)
-        write_durably(path, buffer.getvalue())
+        with locked_folder(path.parent):
+            write_durably(path, content)
     except OSError as error:
         raise ManifestError(f"`{path}` cannot be written: {error.strerror}", hint="choose a writable folder") from error
     return manifest
@@ -145,8 +144,8 @@ def read_manifest(path: Path) -> Manifest:
         ManifestError: if the file is missing, no manifest, of a newer format, or contradicts itself.
     """
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
+        table = from_parquet(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise ManifestError(
             f"`{path}` cannot be read as a manifest: {error}", hint="check the path; `dla data` writes one"
         ) from error

@@ -72,6 +72,10 @@ class RunConfig(StrictModel):
     transfer_per_batch: Annotated[int, Field(ge=0)] = 0
     image_size: Annotated[int, Field(gt=0)] = 224
     """Side in pixels of what a model sees."""
+    pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Per channel, pixels in [0, 1]; subtracted before a model sees them."""
+    pixel_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Per channel; divided by. Small patches of low contrast drown beside their positions otherwise."""
     model: dict[str, Any] = Field(default_factory=dict)
     """Fields of ProbeConfig, TeacherConfig or StudentConfig that the store does not decide."""
     objective: ObjectiveConfig | None = None

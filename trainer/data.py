@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dla_cache.pairs import PairBatch, PairStream
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dla_cache.images import decode_image, source_view
+from dla_cache.pairs import PairBatch, PairStream
 from dla_cache.store import LatentStore
 from trainer.views import ViewConfig, apply_views, draw_views
 
@@ -24,7 +24,7 @@ class Batch:
 
     image_ids: tuple[str, ...]
     pixels: Tensor
-    """float32 [B, 3, H, W] in [-1, 1], the training view."""
+    """float32 [B, 3, H, W], the training view, normalised."""
     latents: dict[str, Tensor]
     """Raw latents of the whole image: float32, or int64 codes."""
     labels: Tensor
@@ -32,6 +32,19 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class PixelScale:
+    """What is subtracted from pixels in [0, 1] and what they are divided by, per channel."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def apply(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] in [0, 255] to float32, normalised."""
+        mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (self.mean, self.std))
+        return (pixels.float() - mean) / std
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +64,7 @@ class PairSource:
         images: Path,
         *,
         image_size: int,
+        pixel_scale: PixelScale,
         modalities: Sequence[str],
         view: ViewConfig,
         seed: int,
@@ -59,6 +73,7 @@ class PairSource:
         self.store = store
         self.images = images
         self.image_size = image_size
+        self.pixel_scale = pixel_scale
         self.modalities = tuple(modalities)
         self.view = view
         self.seed = seed
@@ -85,7 +100,7 @@ class PairSource:
 
         def batches() -> Iterator[Batch]:
             for pairs in stream.epoch_once():
-                yield self._batch([pairs], normalised(pairs.pixels))
+                yield self._batch([pairs], self.pixel_scale.apply(pairs.pixels))
 
         return batches
 
@@ -110,7 +125,7 @@ class PairSource:
             apply_views(part.pixels, draw_views(self.seed, part.image_ids, part.epoch, self.view), self.image_size)
             for part in parts
         ]
-        return self._batch(parts, normalised(torch.cat(views)))
+        return self._batch(parts, self.pixel_scale.apply(torch.cat(views)))
 
     def _batch(self, parts: Sequence[PairBatch], pixels: Tensor) -> Batch:
         latents = {name: torch.cat([part.latents[name] for part in parts]) for name in self.modalities}
@@ -123,8 +138,3 @@ class PairSource:
             },
             labels=torch.cat([part.labels for part in parts]).to(self.device),
         )
-
-
-def normalised(pixels: Tensor) -> Tensor:
-    """Pixels in [0, 255] to float32 in [-1, 1]: the stock image processor's mean and deviation of one half."""
-    return pixels.float() / 127.5 - 1

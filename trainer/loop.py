@@ -60,8 +60,9 @@ class StepLosses(Protocol):
 class Task(Protocol):
     """A module whose call on a batch gives losses, and that knows whom they must teach."""
 
-    module: nn.Module
-    """Everything that is trained and checkpointed."""
+    @property
+    def module(self) -> nn.Module:
+        """Everything that is trained and checkpointed."""
 
     def losses(self, batch: Any) -> StepLosses:
         """The losses of one batch; also called to probe gradients, so without side effects but randomness."""

@@ -13,7 +13,7 @@ from dla_cache.spec import LatentFormat, StrictModel, parse_spec
 from dla_cache.store import LatentStore, open_store
 from trainer.checkpoint import load_checkpoint, write_atomically
 from trainer.config import MODEL_CONFIGS, RunConfig
-from trainer.data import PairSource, Role
+from trainer.data import PairSource, PixelScale, Role
 from trainer.evaluate import measure_accuracy
 from trainer.loop import Loop, LoopConfig, Progress
 from trainer.probe import LatentProbe, ProbeConfig
@@ -101,6 +101,7 @@ def train_run(
         store,
         Path(config.images),
         image_size=config.image_size,
+        pixel_scale=PixelScale(config.pixel_mean, config.pixel_std),
         modalities=seen,
         view=config.view,
         seed=config.seed,
@@ -278,14 +279,13 @@ def model_config(config: RunConfig, facts: DataFacts) -> StrictModel:
 
 def set_statistics(task: ClassifierTask, config: RunConfig, facts: DataFacts, store: LatentStore) -> None:
     """Hands a standardising model the statistics of the training splits."""
-    standardises = isinstance(task.module, LatentProbe) or (
-        isinstance(task.module, Teacher) and task.module.config.standardise
-    )
-    for name in facts.modalities if standardises else ():
+    model = task.module
+    if not isinstance(model, LatentProbe) and not (isinstance(model, Teacher) and model.config.standardise):
+        return
+    for name in facts.modalities:
         if facts.formats[name].kind == "continuous":
             statistics = store.statistics(name, config.training_splits)
-            mean, std = torch.from_numpy(statistics.mean), torch.from_numpy(statistics.std)
-            task.module.set_statistics(name, mean, std)
+            model.set_statistics(name, torch.from_numpy(statistics.mean), torch.from_numpy(statistics.std))
 
 
 def resolve_loop(config: RunConfig, store: LatentStore) -> LoopConfig:

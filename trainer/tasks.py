@@ -40,7 +40,9 @@ def sum_terms(terms: Mapping[str, Tensor]) -> TaskLosses:
 class ClassifierTask(Protocol):
     """A task of the loop that also classifies."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module:
+        """Everything that is trained and checkpointed."""
 
     def losses(self, batch: Batch) -> TaskLosses:
         """The losses of one batch."""
@@ -129,15 +131,8 @@ def classifier_losses(task: ProbeTask | TeacherTask, batch: Batch, self_training
     return sum_terms(terms)
 
 
-class TargetModel(Protocol):
-    """A frozen model that a student learns from."""
-
-    def targets(self, batch: Batch, terms: Sequence[MessyTerm]) -> tuple[Tensor, dict[MessyTerm, Tensor]]:
-        """Logits [B, K] and for each term [B, D], on the student's own view, without gradient."""
-
-
 class FrozenClassifier:
-    """A probe, teacher or student as a target model."""
+    """A probe, teacher or student that a student learns from, frozen."""
 
     def __init__(self, task: "ProbeTask | TeacherTask | StudentTask") -> None:
         self.task = task
@@ -145,6 +140,7 @@ class FrozenClassifier:
 
     @torch.no_grad()
     def targets(self, batch: Batch, terms: Sequence[MessyTerm]) -> tuple[Tensor, dict[MessyTerm, Tensor]]:
+        """Logits [B, K] and for each term [B, D], on the student's own view."""
         if isinstance(self.task, TeacherTask):
             teacher = self.task.module
             output = teacher(batch.pixels, batch.latents)

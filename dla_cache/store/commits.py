@@ -6,7 +6,6 @@ consolidation gathers records into one Parquet file, so that 10⁶ shards are no
 
 import fcntl
 import hashlib
-import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +13,10 @@ from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import ValidationError
 
-from dla_cache.durable import sync_folder, write_durably
+from dla_cache.durable import locked_folder, sync_folder, write_durably
 from dla_cache.errors import StoreError
+from dla_cache.parquet import from_parquet, to_parquet
 from dla_cache.spec import Modality, StrictModel, canonical_json
 from dla_cache.store.statistics import SplitStatistics
 
@@ -93,18 +91,22 @@ class CommitLog:
     def consolidate(self) -> None:
         """Merges all records into one file and deletes exactly those files that it read.
 
-        Deleting only what was read and merged lets it run beside writers and other consolidations:
-        a record is at any moment in at least one file.
+        One process consolidates at a time. Writers and readers need not wait for it: a record is
+        at any moment in at least one file.
         """
-        parts = self._snapshot()
-        if len(parts) < 2:
-            return
-        records = {record.shard: record for part in parts.values() for record in part.values()}
-        content = _to_parquet([records[shard] for shard in sorted(records)])
-        merged = f"consolidated-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
-        write_durably(self.folder / merged, content)
-        for name in parts.keys() - {merged}:
-            (self.folder / name).unlink(missing_ok=True)
+        with locked_folder(self.folder):
+            for leftover in self.folder.glob(".consolidated-*.tmp"):
+                leftover.unlink()
+            parts = self._snapshot()
+            if len(parts) < 2:
+                return
+            records = {record.shard: record for part in parts.values() for record in part.values()}
+            texts = {shard: canonical_json(records[shard].model_dump(mode="json")) for shard in sorted(records)}
+            content = to_parquet(pa.table({"shard": list(texts), "record": list(texts.values())}))
+            merged = f"consolidated-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
+            write_durably(self.folder / merged, content)
+            for name in parts.keys() - {merged}:
+                (self.folder / name).unlink()
 
     def loose_files(self) -> int:
         """Number of records that await consolidation."""
@@ -131,33 +133,17 @@ class CommitLog:
         path = self.folder / name
         try:
             content = path.read_bytes()
-            texts = [content.decode()] if name.endswith(".json") else _from_parquet(content)
+            texts = [content.decode()] if name.endswith(".json") else from_parquet(content)["record"].to_pylist()
             records = [CommitRecord.model_validate_json(text) for text in texts]
         except FileNotFoundError:
             raise
-        except (ValidationError, UnicodeDecodeError, pa.ArrowInvalid, KeyError, OSError) as error:
+        except (ValueError, KeyError, OSError) as error:
             raise StoreError(f"commit record `{path}` is damaged: {error}", hint="restore it from a copy") from error
         return {record.shard: record for record in records}
 
 
 def _merged(names: list[str]) -> list[str]:
     return [name for name in names if name.endswith(".parquet")]
-
-
-def _to_parquet(records: list[CommitRecord]) -> bytes:
-    table = pa.table(
-        {
-            "shard": pa.array([record.shard for record in records], pa.int64()),
-            "record": [canonical_json(record.model_dump(mode="json")) for record in records],
-        }
-    )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    return buffer.getvalue()
-
-
-def _from_parquet(content: bytes) -> list[str]:
-    return list(pq.read_table(io.BytesIO(content))["record"].to_pylist())
 
 
 @contextmanager

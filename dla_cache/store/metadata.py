@@ -3,18 +3,15 @@
 `zarr.json` of the group is written last, so a folder that has it is a whole store.
 """
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from dla_cache.durable import make_folder, write_durably, writing_to
+from dla_cache.durable import locked_folder, make_folder, write_durably, writing_to
 from dla_cache.errors import RecipeMismatchError, StoreError
 from dla_cache.spec import Recipe
 from dla_cache.store.layout import FORMAT, array_folder, array_metadata, commits_folder, group_metadata
@@ -88,7 +85,7 @@ def create_metadata(path: Path, wanted: StoreMetadata) -> None:
     """
     with writing_to(path):
         make_folder(path)
-        with _locked_folder(path):
+        with locked_folder(path):
             if (path / "zarr.json").is_file():
                 check_agrees(path, read_metadata(path), wanted)
             else:
@@ -148,13 +145,3 @@ def _write_json(folder: Path, metadata: Mapping[str, Any]) -> None:
     # Left alone where it agrees: a finished store may be on a read-only disk and still be "built" again.
     if not (path.is_file() and path.read_bytes() == content):
         write_durably(path, content)
-
-
-@contextmanager
-def _locked_folder(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -1,6 +1,5 @@
 """The row table: which image has which row. Everything else in a store follows it."""
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,11 +7,11 @@ from typing import overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dla_cache.errors import MissingLatentError, StoreError, name_some
 from dla_cache.manifest import Manifest
+from dla_cache.parquet import from_parquet, to_parquet
 
 SCHEMA = pa.schema(
     [
@@ -107,9 +106,7 @@ class RowTable:
 
     def to_parquet(self) -> bytes:
         columns = {name: [getattr(image, name) for image in self.images] for name in SCHEMA.names}
-        buffer = io.BytesIO()
-        pq.write_table(pa.table(columns, schema=SCHEMA), buffer)
-        return buffer.getvalue()
+        return to_parquet(pa.table(columns, schema=SCHEMA))
 
     @classmethod
     def from_parquet(cls, content: bytes) -> "RowTable":
@@ -119,8 +116,8 @@ class RowTable:
             StoreError: if they are no row table.
         """
         try:
-            table = pq.read_table(io.BytesIO(content)).cast(SCHEMA)
-        except (pa.ArrowInvalid, OSError, ValueError) as error:
+            table = from_parquet(content).cast(SCHEMA)
+        except ValueError as error:
             raise StoreError(f"`rows.parquet` is no row table: {error}", hint="restore it from a copy") from error
         rows = cls([StoredImage(**row) for row in table.to_pylist()])
         if any(image.row != row for row, image in enumerate(rows)):

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dla_cache.durable import sync_folder, write_durably, writing_to
-from dla_cache.errors import CorruptShardError, IncompleteBuildError, MissingLatentError, StoreError, name_some
+from dla_cache.durable import write_durably, writing_to
+from dla_cache.errors import CorruptShardError, IncompleteBuildError, MissingLatentError, name_some
 from dla_cache.shards import Shard, plan_shards
 from dla_cache.spec import Recipe
 from dla_cache.store.commits import CommitLog, CommitRecord
@@ -115,12 +115,7 @@ class ZarrStore:
 
         def write() -> CommitRecord:
             content = layout.encode(samples)
-            temporary = path.with_name(f".{path.name}.tmp")
-            write_durably(temporary, content)
-            if temporary.read_bytes() != content:
-                raise StoreError(f"`{temporary}` does not read back as written", hint="check the disk")
-            temporary.rename(path)
-            sync_folder(path.parent)
+            write_durably(path, content)
             return CommitRecord(
                 modality=recipe.modality,
                 shard=shard.index,

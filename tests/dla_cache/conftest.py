@@ -120,9 +120,7 @@ def fill_store(path: Path, recipe: Recipe, latents: NDArray[np.generic], shard_s
     """A whole store of these latents under the images of `make_rows`."""
     store = create_store(path, make_rows(len(latents)), [], shard_size, {recipe.modality.value: recipe})
     for shard in store.shards:
-        store.write_shard(
-            recipe.modality.value, shard, latents[shard.start : shard.stop], seconds=0.1, device="cpu"
-        )
+        store.write_shard(recipe.modality.value, shard, latents[shard.start : shard.stop], seconds=0.1, device="cpu")
     return store
 
 

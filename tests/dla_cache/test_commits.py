@@ -4,11 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import dla_cache
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-import pytest
 
+import dla_cache
 from dla_cache.spec import Modality
 from dla_cache.store.commits import CommitLog, CommitRecord
 

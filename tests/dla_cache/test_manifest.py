@@ -33,7 +33,9 @@ ROWS = st.lists(
 
 
 @given(rows=ROWS)
-def test_rows_and_class_names_come_back_as_written(tmp_path_factory: pytest.TempPathFactory, rows: list[ManifestRow]) -> None:
+def test_rows_and_class_names_come_back_as_written(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[ManifestRow]
+) -> None:
     path = tmp_path_factory.mktemp("manifest") / "manifest.parquet"
     written = write_manifest(path, rows, ["cat", "dog", "Kröte"])
     read = read_manifest(path)

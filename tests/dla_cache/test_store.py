@@ -144,7 +144,11 @@ def flip_byte(path: Path, offset: int) -> None:
         (np.zeros((3, 3, 2, 2), bool), LatentShapeError, "`bool`"),
         (np.float32([np.nan, 0, 0])[:, None, None, None] + np.zeros((3, 3, 2, 2)), NonFiniteLatentError, "`image-0`$"),
         (np.float32([0, 0, -np.inf])[:, None, None, None] + np.zeros((3, 3, 2, 2)), NonFiniteLatentError, "`image-2`$"),
-        (np.float32([0, 7e4, 7e4])[:, None, None, None] + np.zeros((3, 3, 2, 2)), NonFiniteLatentError, "-1`, `image-2"),
+        (
+            np.float32([0, 7e4, 7e4])[:, None, None, None] + np.zeros((3, 3, 2, 2)),
+            NonFiniteLatentError,
+            "-1`, `image-2",
+        ),
     ],
     ids=["shape", "count", "integer", "complex", "bool", "NaN", "infinity", "beyond float16"],
 )
@@ -252,13 +256,15 @@ def test_damaged_metadata_is_one_error(tmp_path: Path, made: SimpleNamespace, na
     create_store(tmp_path / "s", made.rows(7), [], 3, {"depth": made.recipe()})
     path = tmp_path / "s" / name
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(StoreError, match="damaged|no row table"):
+    with pytest.raises(StoreError, match=r"damaged|no row table"):
         open_store(tmp_path / "s")
 
 
 def test_no_path_of_this_machine_is_in_a_store(tmp_path: Path, made: SimpleNamespace) -> None:
     made.store(tmp_path / "s", recipe := made.recipe(), made.latents(recipe, 7), 3)
-    assert not [path for path in (tmp_path / "s").rglob("*") if path.is_file() and str(tmp_path).encode() in path.read_bytes()]
+    assert not [
+        path for path in (tmp_path / "s").rglob("*") if path.is_file() and str(tmp_path).encode() in path.read_bytes()
+    ]
 
 
 def test_an_empty_split_is_named(tmp_path: Path, made: SimpleNamespace) -> None:

@@ -1,0 +1,152 @@
+"""`dla cache`: what it prints, what it leaves, and how it ends."""
+
+import json
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import dla_cache.sources
+from cli.cache import app
+from dla_cache.errors import CorruptShardError, SpecError, StoreError, WorkInterrupted
+from dla_cache.manifest import ManifestRow, write_manifest
+from dla_cache.spec import LatentFormat, LatentSpec, Recipe
+
+
+class GreySource:
+    """The mean colour of an image, [3]."""
+
+    def __init__(self, spec: LatentSpec, device: str) -> None:
+        self.recipe = Recipe(
+            modality=spec.modality,
+            source=spec.source,
+            weights_sha256="",
+            parameters={},
+            seed=spec.seed,
+            source_view_size=4,
+            format=LatentFormat(kind="continuous", shape=(3,), axes=("channel",), dtype=spec.dtype),
+        )
+
+    def encode(self, pixels: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+        return pixels.mean((2, 3))
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Runs the command in a folder with `spec.yaml` and `images.parquet`, ten images in two splits."""
+    import hashlib
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dla_cache.sources, "open_source", GreySource)
+    rows = []
+    for number in range(10):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(f"{number}.png")
+        digest = hashlib.sha256(Path(f"{number}.png").read_bytes()).hexdigest()
+        rows.append(ManifestRow(f"image-{number}", f"{number}.png", 0, ("train", "test")[number % 2], digest, 4, 4))
+    write_manifest(Path("images.parquet"), rows, ["grey"])
+    Path("spec.yaml").write_text("latents: [{modality: depth, source: grey}]\nshard_size: 4\n")
+    return lambda *arguments: CliRunner().invoke(app, list(arguments))
+
+
+BUILD = ("build", "spec.yaml", "--manifest", "images.parquet", "--out", "s")
+
+
+def test_build_makes_a_store_and_says_what_it_did(run: Callable[..., Result]) -> None:
+    result = run(*BUILD)
+    assert result.exit_code == 0, result.output
+    assert "encoded       10 images" in result.stdout
+    assert "build: 10/10 images" in result.stderr
+    report = json.loads(run(*BUILD, "--json").stdout)
+    assert (report["images_encoded"], report["shards_missing"]) == (0, 0)
+    assert report["content_hash"] in result.stdout
+
+
+def test_status_tells_what_is_missing(run: Callable[..., Result]) -> None:
+    run(*BUILD, "--rank", "1", "--world-size", "2")
+    state = json.loads(run("status", "s", "--json").stdout)
+    assert state["modalities"][0]["shards_missing"] == [0, 2]
+    assert state["content_hash"] is None
+    text = run("status", "s").stdout
+    assert "depth     1/3     4/10" in text
+    assert "none yet" in text
+    run(*BUILD, "--rank", "0", "--world-size", "2")
+    assert "3/3" in run("status", "s").stdout
+
+
+def test_verify_ends_with_an_error_if_a_byte_is_flipped(run: Callable[..., Result]) -> None:
+    run(*BUILD)
+    whole = run("verify", "s", "--manifest", "images.parquet")
+    assert whole.exit_code == 0
+    assert "checked       3 shards" in whole.stdout
+    path = Path("s/latents/depth/c.1.0")
+    path.write_bytes(b"\xff" + path.read_bytes()[1:])
+    damaged = run("verify", "s")
+    assert isinstance(damaged.exception, CorruptShardError)
+    assert "depth, shard 1: 1 samples do not have their checksum: `image-4`" in damaged.stdout
+    assert len(json.loads(run("verify", "s", "--json").stdout)["problems"]) == 1
+
+
+def test_inspect_shows_recipe_and_statistics(run: Callable[..., Result]) -> None:
+    run(*BUILD)
+    text = run("inspect", "s").stdout
+    assert "depth, recipe " in text
+    # The red of the even images is 0, 2, 4, 6, 8.
+    assert "train  5       0        4.0000  2.8284  0.0000   8.0000" in text
+    statistics = json.loads(run("inspect", "s", "--json").stdout)["depth"]["statistics"]
+    assert statistics["test"]["mean"] == [5, 0, 0]
+
+
+def test_inspect_shows_one_image(run: Callable[..., Result]) -> None:
+    run(*BUILD)
+    assert "7.0000" in run("inspect", "s", "--image-id", "image-7").stdout
+    facts = json.loads(run("inspect", "s", "--image-id", "image-7", "--json").stdout)
+    assert (facts["image"]["row"], facts["shard"], facts["latents"]["depth"]["mean"]) == (7, 1, [7, 0, 0])
+    assert isinstance(run("inspect", "s", "--image-id", "nobody").exception, StoreError)
+
+
+def test_a_dry_run_prints_the_resolved_spec_and_writes_nothing(run: Callable[..., Result]) -> None:
+    result = run(*BUILD, "--dry-run", "--set", "shard_size=7", "--set", "latents.0.seed=3")
+    spec = json.loads(result.stdout)
+    assert (spec["shard_size"], spec["latents"][0]["seed"], spec["latents"][0]["dtype"]) == (7, 3, "float16")
+    assert not Path("s").exists()
+
+
+def test_set_comes_before_the_file(run: Callable[..., Result]) -> None:
+    run(*BUILD, "--set", "splits=[test]")
+    assert json.loads(run("status", "s", "--json").stdout)["images_per_split"] == {"test": 5}
+
+
+def test_an_unknown_key_is_one_error(run: Callable[..., Result]) -> None:
+    result = run(*BUILD, "--set", "shard_sise=7")
+    assert isinstance(result.exception, SpecError)
+    assert "`shard_sise`" in str(result.exception)
+
+
+def test_a_rank_outside_the_world_is_wrong_usage(run: Callable[..., Result]) -> None:
+    assert run(*BUILD, "--rank", "2", "--world-size", "2").exit_code == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_build_between_batches_and_nothing_is_lost(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    class Signalled(GreySource):
+        def encode(self, pixels: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+            signal.raise_signal(number)
+            return super().encode(pixels, seeds)
+
+    handler = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(dla_cache.sources, "open_source", Signalled)
+        result = run(*BUILD)
+    assert isinstance(result.exception, WorkInterrupted)
+    assert "1 of 3 shards" in str(result.exception)
+    assert signal.getsignal(number) is handler
+    assert json.loads(run(*BUILD, "--json").stdout)["images_encoded"] == 6
