@@ -157,7 +157,7 @@ def read_manifest(path: Path) -> Manifest:
         )
     try:
         table = table.select(SCHEMA.names).cast(SCHEMA)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, NotImplementedError) as error:
         raise ManifestError(
             f"`{path}` does not have the columns of a manifest: {error}",
             hint=f"they are {', '.join(f'`{field.name}` {field.type}' for field in SCHEMA)}; only `label` may be null",

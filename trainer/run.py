@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import yaml
+from transformers import ViTImageProcessorPil
 
 from dla_cache.errors import CheckpointError, RecipeMismatchError, SpecError
 from dla_cache.spec import LatentFormat, StrictModel, parse_spec
@@ -139,7 +140,7 @@ def train_run(
         images_per_s=loop.step * config.images_per_step / done.train_seconds,
     )
     if isinstance(task, StudentTask):
-        export_student(task, facts, folder / "student")
+        export_student(task, config, facts, folder / "student")
     write_atomically(folder / "result.json", result.model_dump_json(indent=1).encode())
     return result
 
@@ -298,8 +299,11 @@ def resolve_loop(config: RunConfig, store: LatentStore) -> LoopConfig:
     return config.loop.model_copy(update={"steps": config.epochs * epoch, "schedule_steps": epoch})
 
 
-def export_student(task: StudentTask, facts: DataFacts, folder: Path) -> None:
-    """The student as a folder that stock transformers loads, its class map inside."""
+def export_student(task: StudentTask, config: RunConfig, facts: DataFacts, folder: Path) -> None:
+    """The student as a folder that stock transformers loads: weights, class map, image processor."""
     task.student.config.id2label = dict(enumerate(facts.class_names))
     task.student.config.label2id = {name: index for index, name in enumerate(facts.class_names)}
     task.student.save_pretrained(folder)
+    side = {"height": config.image_size, "width": config.image_size}
+    processor = ViTImageProcessorPil(size=side, image_mean=list(config.pixel_mean), image_std=list(config.pixel_std))
+    processor.save_pretrained(folder)

@@ -117,7 +117,7 @@ class RowTable:
         """
         try:
             table = from_parquet(content).cast(SCHEMA)
-        except ValueError as error:
+        except (ValueError, NotImplementedError) as error:
             raise StoreError(f"`rows.parquet` is no row table: {error}", hint="restore it from a copy") from error
         rows = cls([StoredImage(**row) for row in table.to_pylist()])
         if any(image.row != row for row, image in enumerate(rows)):

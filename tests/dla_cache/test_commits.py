@@ -1,5 +1,6 @@
 """Commit records: their union is what is there, whoever consolidates meanwhile."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,20 @@ def test_consolidation_leaves_one_file(tmp_path: Path) -> None:
     log.consolidate()
     assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == ["consolidated"]
     assert log.loose_files() == 0
+
+
+def test_a_listing_that_a_consolidation_passed_by_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = CommitLog(tmp_path)
+    for shard in range(3):
+        commit(log, shard)
+    log.consolidate()
+    # Read before the merged file came and after the loose ones went, a folder shows neither.
+    late = list(os.scandir(tmp_path))
+    listings = iter([[]])
+    monkeypatch.setattr(os, "scandir", lambda _path: next(listings, late))
+    assert CommitLog(tmp_path).read().keys() == {0, 1, 2}
 
 
 def test_a_shard_is_written_once_even_after_consolidation(tmp_path: Path) -> None:

@@ -125,6 +125,17 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
         read_manifest(path)
 
 
+def test_a_column_of_another_type_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.parquet"
+    table = write_manifest(path, [ROW], ["cat"]).table
+    metadata = pq.read_schema(path).metadata
+    for wrong in (pa.array([["nested"]]), pa.array([None], pa.string())):
+        changed = table.set_column(0, "image_id", wrong).replace_schema_metadata(metadata)
+        pq.write_table(changed, path)
+        with pytest.raises(ManifestError, match="does not have the columns of a manifest"):
+            read_manifest(path)
+
+
 def test_equal_rows_make_equal_bytes(tmp_path: Path) -> None:
     for name in ("one.parquet", "two.parquet"):
         write_manifest(tmp_path / name, [ROW], ["cat"])

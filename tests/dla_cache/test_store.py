@@ -81,6 +81,15 @@ def test_stock_zarr_notices_a_flipped_byte_through_our_checksums(tmp_path: Path,
         zarr.open_group(tmp_path / "s", mode="r")["latents/depth"][0]
 
 
+def test_the_index_of_a_short_tail_marks_what_is_not_there(tmp_path: Path, made: SimpleNamespace) -> None:
+    store = made.store(tmp_path / "s", recipe := made.recipe(), made.latents(recipe, 4), 3)
+    content = store.shard_path("depth", 1).read_bytes()
+    index = np.frombuffer(content[-(3 * 16 + 4) : -4], "<u8").reshape(3, 2)
+    stride = 3 * 2 * 2 * 2 + 4
+    # Sharding codec of Zarr: offset and size, 2**64 - 1 for a chunk that is absent.
+    assert index.tolist() == [[0, stride], [2**64 - 1] * 2, [2**64 - 1] * 2]
+
+
 def test_all_zero_latents_are_present_and_zero(tmp_path: Path, made: SimpleNamespace) -> None:
     recipe = made.recipe()
     latents = np.zeros((4, 3, 2, 2), np.float16)

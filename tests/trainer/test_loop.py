@@ -1,0 +1,411 @@
+"""The loop on a toy task: kills and resumes, the schedule, the guard against dead losses, the best weights."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import trainer
+from dla_cache.errors import CheckpointError, DeadLossError, StoreError, TrainingError, WorkInterrupted
+from trainer.checkpoint import load_checkpoint
+from trainer.loop import Loop, LoopConfig, learning_rate_at
+
+STEPS = 20
+EVALUATE_STEPS = 6
+CONFIG = LoopConfig(steps=STEPS, evaluate_steps=EVALUATE_STEPS, learning_rate=0.05, warmup_steps=3, ema_decay=0.8)
+
+
+@dataclass
+class Losses:
+    terms: dict
+
+    @property
+    def total(self):
+        return sum(self.terms.values())
+
+
+class ToyTask:
+    """Learns y = sum(x), through dropout and a batch norm, whose counter is no floating point number."""
+
+    def __init__(self, terms=None):
+        torch.manual_seed(7)
+        self.module = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
+        self.terms = terms or (lambda error, step: {"fit": error.square().mean()})
+
+    def losses(self, batch):
+        step, inputs = batch
+        return Losses(self.terms(self.module(inputs)[:, 0] - inputs.sum(dim=1), step))
+
+    def taught_parameters(self):
+        return list(self.module[0].parameters())
+
+
+def toy_batches(step):
+    while True:
+        yield step, torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+        step += 1
+
+
+def make_loop(folder, config=CONFIG, terms=None):
+    return Loop(ToyTask(terms), config, folder, seed=3)
+
+
+def run_loop(loop, evaluate=None, **options):
+    def weights_norm():
+        return {"selection": -float(loop.task.module[0].weight.norm())}
+
+    return loop.run(toy_batches, evaluate or weights_norm, **options)
+
+
+def state_of(loop):
+    return {name: value.clone() for name, value in loop.task.module.state_dict().items()}
+
+
+def assert_same_run(folder, unbroken):
+    for name in ("best", "last"):
+        expected, expected_facts = load_checkpoint(unbroken / f"{name}.safetensors")
+        tensors, facts = load_checkpoint(folder / f"{name}.safetensors")
+        assert tensors.keys() == expected.keys()
+        assert [key for key in expected if not torch.equal(tensors[key], expected[key])] == []
+        assert {k: v for k, v in facts.items() if k != "train_seconds"} == {
+            k: v for k, v in expected_facts.items() if k != "train_seconds"
+        }
+
+
+def steps_told(folder):
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class Death(BaseException):
+    """Ends the process as far as our code can see: no handler of ours catches it."""
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    run_loop(make_loop(folder))
+    return folder
+
+
+@pytest.mark.parametrize("last_step", range(1, STEPS))
+def test_a_run_killed_after_any_step_and_resumed_is_bitwise_the_unbroken_one(tmp_path, unbroken, last_step):
+    def die(at):
+        if at.step == last_step:
+            raise Death
+
+    with pytest.raises(Death):
+        run_loop(make_loop(tmp_path), on_progress=die)
+    torch.manual_seed(last_step)  # another process has another generator
+    loop = make_loop(tmp_path)
+    if last_step > EVALUATE_STEPS:
+        loop.resume()
+    result = run_loop(loop)
+    assert result.resumed_from == (last_step - 1) // EVALUATE_STEPS * EVALUATE_STEPS
+    assert_same_run(tmp_path, unbroken)
+    assert steps_told(tmp_path) == steps_told(unbroken) == [6, 12, 18, 20]
+
+
+def test_a_process_killed_by_sigkill_between_checkpoints_resumes_bitwise(tmp_path, unbroken):
+    process = subprocess.run(
+        [sys.executable, Path(__file__).with_name("loop_process.py"), tmp_path, "16"],
+        env={**os.environ, "PYTHONPATH": str(Path(trainer.__file__).parents[1])},
+        capture_output=True,
+        check=False,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    loop = make_loop(tmp_path)
+    loop.resume()
+    assert run_loop(loop).resumed_from == 12
+    assert_same_run(tmp_path, unbroken)
+
+
+@pytest.mark.parametrize("asked_at", [0, 1, 8, 12, STEPS - 1])
+def test_a_stop_keeps_a_checkpoint_of_that_very_step(tmp_path, unbroken, asked_at):
+    loop = make_loop(tmp_path)
+    with pytest.raises(WorkInterrupted, match=f"step {asked_at} of {STEPS}") as stopped:
+        run_loop(loop, should_stop=lambda: loop.step == asked_at)
+    assert "--resume" in stopped.value.hint
+    resumed = make_loop(tmp_path)
+    resumed.resume()
+    assert run_loop(resumed).resumed_from == asked_at
+    assert_same_run(tmp_path, unbroken)
+    assert steps_told(tmp_path) == [6, 12, 18, 20]
+
+
+def test_death_before_any_step_to_disk_loses_nothing_but_steps(tmp_path, unbroken, monkeypatch):
+    """The death may fall between weights, metrics and checkpoint of one evaluation."""
+    deaths = 0
+    while True:
+        folder = tmp_path / f"killed-at-{deaths}"
+        steps_left = deaths
+
+        def mortal(step):
+            def run(*arguments, **options):
+                nonlocal steps_left
+                if steps_left == 0:
+                    raise Death
+                steps_left -= 1
+                return step(*arguments, **options)
+
+            return run
+
+        with monkeypatch.context() as patch:
+            for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "open")):
+                patch.setattr(owner, name, mortal(getattr(owner, name)))
+            try:
+                run_loop(make_loop(folder))
+                break
+            except Death:
+                deaths += 1
+        loop = make_loop(folder)
+        if (folder / "last.safetensors").exists():
+            loop.resume()
+        run_loop(loop)
+        assert_same_run(folder, unbroken)
+        assert steps_told(folder) == [6, 12, 18, 20]
+    assert deaths > 30
+
+
+def test_training_time_is_summed_over_a_stop(tmp_path, monkeypatch):
+    seconds = iter(range(10**6))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(seconds)))
+    whole = run_loop(make_loop(tmp_path / "whole")).train_seconds
+    loop = make_loop(tmp_path / "stopped")
+    with pytest.raises(WorkInterrupted):
+        run_loop(loop, should_stop=lambda: loop.step == 9)
+    loop = make_loop(tmp_path / "stopped")
+    loop.resume()
+    assert run_loop(loop).train_seconds == whole
+
+
+def test_the_rate_rises_to_its_peak_and_ends_on_a_cosine():
+    config = LoopConfig(steps=110, learning_rate=2.0, final_learning_rate=0.5, warmup_steps=10)
+    rates = [learning_rate_at(step, config) for step in range(111)]
+    assert rates[:10] == pytest.approx([0.2 * step for step in range(1, 11)])
+    assert rates[10] == 2.0
+    assert rates[35] == pytest.approx(0.5 + 1.5 * (1 + math.cos(math.pi / 4)) / 2)
+    assert rates[60] == pytest.approx(1.25)
+    assert rates[110] == pytest.approx(0.5)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_the_rate_is_constant_within_an_epoch():
+    config = LoopConfig(steps=60, learning_rate=1.0, schedule_steps=20)
+    rates = [learning_rate_at(step, config) for step in range(60)]
+    smooth = LoopConfig(steps=60, learning_rate=1.0)
+    assert rates == [learning_rate_at(step, smooth) for step in (0, 20, 40) for _ in range(20)]
+    assert len(set(rates)) == 3
+
+
+def test_each_step_is_taken_at_its_rate(tmp_path):
+    loop = make_loop(tmp_path)
+    rates = []
+    run_loop(loop, on_progress=lambda _: rates.extend(group["lr"] for group in loop.optimizer.param_groups))
+    assert rates == [learning_rate_at(step, CONFIG) for step in range(STEPS)]
+
+
+def test_a_gradient_is_clipped_to_the_norm_and_0_leaves_it(tmp_path):
+    def gradient_norm(clip_norm):
+        config = CONFIG.model_copy(update={"steps": 1, "clip_norm": clip_norm})
+        loop = make_loop(tmp_path / str(clip_norm), config)
+        run_loop(loop)
+        return float(nn.utils.get_total_norm(p.grad for p in loop.task.module.parameters()))
+
+    whole = gradient_norm(0.0)
+    assert whole > 0.5
+    assert gradient_norm(0.5) == pytest.approx(0.5, rel=1e-5)  # torch adds 1e-6 to the norm it divides by
+
+
+def cut_off(error):
+    """What a wrong `detach` leaves: a term that is counted and that the head alone, or nobody, hears."""
+    return error.detach().square().mean()
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0], ids=["detached", "weighted with 0"])
+def test_a_loss_that_teaches_nothing_stops_the_run_at_its_first_step(tmp_path, weight):
+    def terms(error, step):
+        term = cut_off(error) if weight else weight * error.square().mean()
+        return {"fit": error.abs().mean(), "distil": term}
+
+    loop = make_loop(tmp_path, terms=terms)
+    before = state_of(loop)
+    with pytest.raises(DeadLossError, match="`distil`") as dead:
+        run_loop(loop)
+    assert dead.value.hint
+    assert loop.step == 0
+    trained = [name for name, _ in loop.task.module.named_parameters()]
+    assert all(torch.equal(before[name], state_of(loop)[name]) for name in trained)
+
+
+def test_a_loss_that_reaches_only_what_is_thrown_away_is_dead(tmp_path):
+    loop = make_loop(tmp_path)
+    loop.task.terms = lambda error, step: {
+        "fit": error.square().mean(),
+        "head": loop.task.module[3].weight.square().sum(),
+    }
+    with pytest.raises(DeadLossError, match="`head`"):
+        run_loop(loop)
+
+
+def test_a_loss_that_dies_later_stops_the_run_at_the_next_evaluation(tmp_path):
+    def terms(error, step):
+        return {"fit": error.abs().mean(), "distil": error.square().mean() if step < 7 else cut_off(error)}
+
+    loop = make_loop(tmp_path, terms=terms)
+    with pytest.raises(DeadLossError, match="`distil`"):
+        run_loop(loop)
+    assert loop.step == 11
+    assert steps_told(tmp_path) == [6]
+
+
+def test_a_loss_that_is_dead_when_a_run_is_resumed_stops_it_at_once(tmp_path):
+    loop = make_loop(tmp_path)
+    with pytest.raises(WorkInterrupted):
+        run_loop(loop, should_stop=lambda: loop.step == 8)
+    loop = make_loop(tmp_path, terms=lambda error, step: {"fit": error.abs().mean(), "distil": cut_off(error)})
+    loop.resume()
+    with pytest.raises(DeadLossError, match="`distil`"):
+        run_loop(loop)
+    assert loop.step == 8
+
+
+@pytest.mark.parametrize("absent", [0, 5, 11])
+def test_a_term_that_has_nothing_to_say_on_a_batch_is_no_fault(tmp_path, absent):
+    def terms(error, step):
+        spoken = {"fit": error.square().mean()}
+        return spoken if step == absent else spoken | {"distil": error.abs().mean()}
+
+    assert run_loop(make_loop(tmp_path, terms=terms)).best_step > 0
+
+
+def test_the_log_tells_losses_metrics_and_whose_gradient_is_larger(tmp_path):
+    def terms(error, step):
+        return {"small": 0.1 * error.square().mean(), "large": 0.3 * error.square().mean()}
+
+    run_loop(make_loop(tmp_path, terms=terms), lambda: {"selection": 0.5, "top1": 0.25})
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        assert record["gradient_shares"] == pytest.approx({"small": 0.25, "large": 0.75}, rel=1e-5)
+        assert record["losses"]["total"] == pytest.approx(record["losses"]["small"] + record["losses"]["large"])
+        assert record["metrics"] == {"selection": 0.5, "top1": 0.25}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_is_named_with_its_step(tmp_path, value):
+    def terms(error, step):
+        return {"fit": error.square().mean(), "distil": error.abs().mean() * (value if step == 8 else 1)}
+
+    loop = make_loop(tmp_path, terms=terms)
+    with pytest.raises(TrainingError, match=f"`distil` is {value} at step 8") as failed:
+        run_loop(loop)
+    assert "learning_rate" in failed.value.hint
+    assert all(bool(value.isfinite().all()) for value in state_of(loop).values())
+
+
+def test_the_first_of_the_best_evaluations_is_kept(tmp_path):
+    config = CONFIG.model_copy(update={"ema_decay": 0.0})
+    loop = make_loop(tmp_path, config)
+    selections, seen = iter([0.1, 0.7, 0.7, 0.4]), []
+
+    def evaluate():
+        seen.append(state_of(loop))
+        return {"selection": next(selections), "top1": 0.5}
+
+    result = run_loop(loop, evaluate)
+    assert result.best_step == 12
+    assert result.best_metrics == {"selection": 0.7, "top1": 0.5}
+    kept, facts = load_checkpoint(tmp_path / "best.safetensors")
+    assert facts["step"] == 12
+    assert all(torch.equal(kept[name], value) for name, value in seen[1].items())
+    assert not torch.equal(kept["0.weight"], seen[2]["0.weight"])
+
+
+def test_averaged_weights_are_what_is_evaluated_and_kept(tmp_path):
+    loop = make_loop(tmp_path)
+    averaged, seen = state_of(loop), []
+
+    def follow(at):
+        decay = min(CONFIG.ema_decay, at.step / (at.step + 10))
+        for name, value in state_of(loop).items():
+            averaged[name] = decay * averaged[name] + (1 - decay) * value if value.is_floating_point() else value
+
+    def evaluate():
+        seen.append((state_of(loop), dict(averaged)))
+        return {"selection": float(len(seen))}
+
+    trained = []
+    run_loop(loop, evaluate, on_progress=lambda at: (follow(at), trained.append(state_of(loop))))
+    assert len(seen) == 4
+    for evaluated, expected in seen:
+        # Two orders of the same float32 sums.
+        torch.testing.assert_close(evaluated, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(load_checkpoint(tmp_path / "best.safetensors")[0], seen[-1][0], rtol=0, atol=0)
+    torch.testing.assert_close(state_of(loop), trained[-1], rtol=0, atol=0)
+    assert not torch.allclose(trained[-1]["0.weight"], seen[-1][0]["0.weight"], atol=1e-3)
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A run stopped at step 8."""
+    loop = make_loop(tmp_path / "stopped")
+    with pytest.raises(WorkInterrupted):
+        run_loop(loop, should_stop=lambda: loop.step == 8)
+    return tmp_path / "stopped"
+
+
+def test_a_run_of_another_config_is_not_resumed(stopped):
+    loop = make_loop(stopped, CONFIG.model_copy(update={"learning_rate": 0.1, "steps": 40}))
+    with pytest.raises(CheckpointError, match="another `steps`, `learning_rate`") as refused:
+        loop.resume()
+    assert refused.value.hint
+    assert loop.step == 0
+
+
+@pytest.mark.parametrize("kept_share", [0.0, 0.001, 0.1, 0.5, 0.999])
+def test_a_truncated_checkpoint_is_refused(stopped, kept_share):
+    path = stopped / "last.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept_share)])
+    with pytest.raises(CheckpointError, match=r"last\.safetensors") as refused:
+        make_loop(stopped).resume()
+    assert refused.value.hint
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        make_loop(tmp_path).resume()
+    (tmp_path / "last.safetensors").write_bytes(b"rubbish" * 100)
+    with pytest.raises(CheckpointError, match="is no checkpoint of dla"):
+        make_loop(tmp_path).resume()
+
+
+def test_a_half_written_checkpoint_does_not_hide_the_whole_one(stopped, unbroken):
+    (stopped / ".last.safetensors.tmp").write_bytes(b"half")
+    loop = make_loop(stopped)
+    loop.resume()
+    run_loop(loop)
+    assert_same_run(stopped, unbroken)
+
+
+def test_a_resumed_log_tells_every_step_once_even_if_its_last_line_was_cut(stopped):
+    with (stopped / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 12, "losses": {}}\n{"step": 18, "los')
+    loop = make_loop(stopped)
+    loop.resume()
+    run_loop(loop)
+    assert steps_told(stopped) == [6, 12, 18, 20]
+    assert [set(record["losses"]) for record in loop.metrics] == [{"fit", "total"}] * 4
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        run_loop(make_loop(tmp_path / "file" / "run"))
