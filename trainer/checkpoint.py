@@ -92,13 +92,22 @@ class MetricsFile:
                 yield json.loads(line)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Adds one line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Adds one line.
+
+        Raises:
+            StoreError: if the folder cannot be written.
+        """
+        with writing_to(self.path):
+            make_folder(self.path.parent)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
 
     def cut_after(self, step: int) -> None:
-        """Drops what a killed run wrote after its last checkpoint, so that a resumed run tells each step once."""
+        """Drops what a killed run wrote after its last checkpoint, so that a resumed run tells each step once.
+
+        Raises:
+            StoreError: if the folder cannot be written.
+        """
         lines = []
         for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
             try:

@@ -170,12 +170,14 @@ class Loop:
             WorkInterrupted: if `should_stop` said so; the run can be resumed at that very step.
         """
         resumed_from = self.step
+        self.metrics.cut_after(self.step)
         stream = batches(self.step)
         waiting_s = running_s = 0.0
         norms: dict[str, float] = {}
         with contextlib.closing(stream):
             while self.step < self.config.steps:
                 if should_stop():
+                    self.train_seconds += running_s
                     self.save("last")
                     raise WorkInterrupted(
                         f"training stopped at step {self.step} of {self.config.steps}; `{self.folder}` is kept",
@@ -184,12 +186,12 @@ class Loop:
                 began = time.perf_counter()
                 batch = next(stream)
                 waiting_s += time.perf_counter() - began
-                watch = self.step == resumed_from or (self.step + 1) % self.config.evaluate_steps == 0
-                losses, norms = self.train_step(batch, watch_gradients=watch)
+                is_due = self.step + 1 == self.config.steps or (self.step + 1) % self.config.evaluate_steps == 0
+                losses, norms = self.train_step(batch, watch_gradients=is_due or self.step == resumed_from)
                 running_s += time.perf_counter() - began
                 waited = waiting_s / running_s
                 on_progress(Progress(self.step, self.config.steps, float(losses["total"]), waited))
-                if self.step % self.config.evaluate_steps == 0 or self.step == self.config.steps:
+                if is_due:
                     self.train_seconds, running_now = self.train_seconds + running_s, running_s
                     waiting_s = running_s = 0.0
                     self.evaluate(evaluate, losses, norms, {"seconds": running_now, "data_wait": waited})
@@ -201,7 +203,9 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.step, self.config)
         losses = self.task.losses(batch)
-        values = {"total": float(losses.total.detach())} | {k: float(v.detach()) for k, v in losses.terms.items()}
+        # The total comes last: a fault is named after the term it comes from.
+        named = {**losses.terms, "total": losses.total}
+        values = {name: float(loss.detach()) for name, loss in named.items()}
         for name, value in values.items():
             if not math.isfinite(value):
                 raise TrainingError(
@@ -294,5 +298,4 @@ class Loop:
         self.averaged = without_prefix("averaged", tensors)
         self.step, self.best_step, self.best_metrics = facts["step"], facts["best_step"], facts["best_metrics"]
         self.train_seconds = facts["train_seconds"]
-        self.metrics.cut_after(self.step)
         torch.set_rng_state(tensors["rng"])

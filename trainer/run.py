@@ -9,7 +9,7 @@ import torch
 import yaml
 from transformers import ViTImageProcessorPil
 
-from dla_cache.errors import CheckpointError, RecipeMismatchError, SpecError
+from dla_cache.errors import CheckpointError, RecipeMismatchError, SpecError, name_some
 from dla_cache.spec import LatentFormat, StrictModel, parse_spec
 from dla_cache.store import LatentStore, open_store
 from trainer.checkpoint import load_checkpoint, write_atomically
@@ -78,7 +78,8 @@ def train_run(
 
     Raises:
         CheckpointError: if the folder holds another run, or one that was begun and `resume` is not set.
-        RecipeMismatchError: if the teacher was trained on other latents than the store holds.
+        RecipeMismatchError: if the teacher, or the run to resume, was trained on other latents than the store holds.
+        StoreError, SpecError: if a role has no image, or an image without the label that it needs.
         DeadLossError, TrainingError, WorkInterrupted: see the loop.
     """
     folder = Path(config.output)
@@ -86,9 +87,9 @@ def train_run(
     target_run = load_run(Path(config.teacher)) if config.teacher is not None else None
     facts = data_facts(config, store, target_run)
     if (folder / "result.json").exists() and resume:
-        check_same_run(folder, config)
+        check_same_run(folder, config, facts)
         return read_result(folder)
-    begin_folder(folder, config, facts, resume=resume)
+    check_roles(config, store)
 
     torch.manual_seed(config.seed)
     task = build_task(config, facts, target_run)
@@ -117,10 +118,13 @@ def train_run(
         accuracies = {name: accuracy.top1 for name, accuracy in measure_accuracy(task, validation).items()}
         return {"selection": next(iter(accuracies.values())), **accuracies}
 
+    training = pairs.training(roles)
+    # Now that all parts fit: a folder begun for a run that cannot start would stand in the way of the corrected one.
+    begin_folder(folder, config, facts, resume=resume)
     loop = Loop(task, resolve_loop(config, store), folder, seed=config.seed)
     if resume and (folder / "last.safetensors").exists():
         loop.resume()
-    done = loop.run(pairs.training(roles), evaluate, on_progress=on_progress, should_stop=should_stop)
+    done = loop.run(training, evaluate, on_progress=on_progress, should_stop=should_stop)
 
     task.module.load_state_dict(load_checkpoint(folder / "best.safetensors")[0])
     test = measure_accuracy(task, pairs.evaluation(Role(config.roles.test, EVALUATION_BATCH_SIZE)))
@@ -182,6 +186,24 @@ def data_facts(config: RunConfig, store: LatentStore, target_run: TrainedRun | N
     return facts
 
 
+def check_roles(config: RunConfig, store: LatentStore) -> None:
+    """Looks at all roles before the first step, so that no fault of the test split shows after the last one.
+
+    Raises:
+        StoreError: if a split has no image.
+        SpecError: if an image has no label where labels are learned or measured.
+    """
+    store.rows_of(config.roles.transfer)
+    for role in ("labelled", "validation", "test"):
+        rows = [store.rows[row] for row in store.rows_of(getattr(config.roles, role))]
+        unlabelled = [row.image_id for row in rows if row.label is None]
+        if unlabelled:
+            raise SpecError(
+                f"{len(unlabelled)} images of `roles.{role}` have no label: {name_some(unlabelled)}",
+                hint="images without a label can play `roles.transfer` only",
+            )
+
+
 def begin_folder(folder: Path, config: RunConfig, facts: DataFacts, *, resume: bool) -> None:
     """Writes the resolved config and the data facts, or checks that they are those of a run to resume."""
     if (folder / "config.yaml").exists():
@@ -189,7 +211,7 @@ def begin_folder(folder: Path, config: RunConfig, facts: DataFacts, *, resume: b
             raise CheckpointError(
                 f"`{folder}` already holds a run", hint="add `--resume` to continue it, or choose another output"
             )
-        check_same_run(folder, config)
+        check_same_run(folder, config, facts)
         return
     write_atomically(folder / "data.json", facts.model_dump_json(indent=1).encode())
     # Last: a folder with a config is one that can be resumed.
@@ -201,8 +223,13 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def check_same_run(folder: Path, config: RunConfig) -> None:
-    """Raises CheckpointError where the folder's config is another; where things lie may have changed."""
+def check_same_run(folder: Path, config: RunConfig, facts: DataFacts) -> None:
+    """Refuses a folder of another config or other data; where things lie may have changed.
+
+    Raises:
+        CheckpointError: if a setting differs.
+        RecipeMismatchError: if classes or latents differ; a modality that the store has gained does not matter.
+    """
     saved, now = read_config(folder).model_dump(mode="json"), config.model_dump(mode="json")
     places = {"store", "images", "output", "teacher", "device"}
     changed = [name for name in now if name not in places and saved[name] != now[name]]
@@ -210,6 +237,13 @@ def check_same_run(folder: Path, config: RunConfig) -> None:
         raise CheckpointError(
             f"`{folder}` holds a run with another {', '.join(f'`{name}`' for name in changed)}",
             hint="restore the setting, or choose another output",
+        )
+    begun = read_facts(folder)
+    recipes_now = {name: facts.recipes.get(name) for name in begun.recipes}
+    if (begun.class_names, begun.modalities, begun.recipes) != (facts.class_names, facts.modalities, recipes_now):
+        raise RecipeMismatchError(
+            f"the run in `{folder}` was begun on other classes or latents than `{config.store}` holds",
+            hint="name the store it was begun on, or choose another output",
         )
 
 
@@ -220,6 +254,11 @@ def read_config(folder: Path) -> RunConfig:
     except OSError as error:
         raise CheckpointError(f"`{folder}` is no run folder", hint="train the run first, or check the path") from error
     return parse_spec(value, RunConfig, where=str(folder / "config.yaml"))
+
+
+def read_facts(folder: Path) -> DataFacts:
+    """What a run folder remembers of its data."""
+    return DataFacts.model_validate_json((folder / "data.json").read_bytes())
 
 
 def read_result(folder: Path) -> RunResult:
@@ -238,7 +277,7 @@ def load_run(folder: Path) -> TrainedRun:
     """
     config = read_config(folder)
     read_result(folder)
-    facts = DataFacts.model_validate_json((folder / "data.json").read_bytes())
+    facts = read_facts(folder)
     tensors, _ = load_checkpoint(folder / "best.safetensors")
     task = build_task(config, facts, None)
     wanted = task.module.state_dict()

@@ -47,6 +47,9 @@ class TeacherConfig(StrictModel):
     late_fusion: bool = False
     """Whether an MLP on the latents alone votes beside the transformer."""
     late_fusion_hidden: Annotated[int, Field(gt=0)] = 256
+    late_fusion_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    late_fusion_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the late branch in the answer; the transformer has the rest."""
 
     @model_validator(mode="before")
     @classmethod
@@ -81,7 +84,7 @@ class TeacherOutput:
     """What a teacher says of a batch, and what its blocks hold."""
 
     logits: Tensor
-    """[B, K]. With late fusion the mean of both branches' log-probabilities, else the transformer's."""
+    """[B, K]. With late fusion the weighted mean of both branches' log-probabilities, else the transformer's."""
     block_outputs: tuple[Tensor, ...]
     """[B, N, D] of each block, before the final norm."""
     branch_logits: dict[str, Tensor]
@@ -120,7 +123,7 @@ class Teacher(nn.Module):
                     n_classes=config.n_classes,
                     formats=config.formats,
                     hidden=config.late_fusion_hidden,
-                    dropout=config.dropout,
+                    dropout=config.late_fusion_dropout,
                 )
             )
 
@@ -211,7 +214,9 @@ class Teacher(nn.Module):
         if self.late_branch is None:
             return TeacherOutput(fused, tuple(block_outputs), {"fused": fused})
         late = self.late_branch(latents, masks, kept)
-        logits = (fused.float().log_softmax(dim=-1) + late.float().log_softmax(dim=-1)) / 2
+        logits = torch.lerp(
+            fused.float().log_softmax(dim=-1), late.float().log_softmax(dim=-1), self.config.late_fusion_weight
+        )
         return TeacherOutput(logits, tuple(block_outputs), {"fused": fused, "late": late})
 
     def _scaled(self, raw_latents: Mapping[str, Tensor], present: Mapping[str, bool] | None) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -230,6 +231,22 @@ def test_another_spec_is_refused_naming_old_and_new(
     with pytest.raises(RecipeMismatchError, match=fault):
         create({**wanted, **changes})
     create(wanted)
+
+
+def test_of_different_specs_that_create_a_store_at_the_same_time_one_wins(
+    tmp_path: Path, made: SimpleNamespace
+) -> None:
+    def create(shard_size: int) -> int | None:
+        try:
+            return create_store(tmp_path / "s", made.rows(7), [], shard_size, {"depth": made.recipe()}).shard_size
+        except RecipeMismatchError:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        winners = [shard_size for shard_size in pool.map(create, range(1, 9)) if shard_size is not None]
+    assert winners == [open_store(tmp_path / "s").shard_size]
+    chunks = zarr.open_group(tmp_path / "s", mode="r")["latents/depth"].shards
+    assert chunks[0] == winners[0]
 
 
 def test_the_first_row_that_differs_is_named(tmp_path: Path, made: SimpleNamespace) -> None:
