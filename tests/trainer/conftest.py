@@ -9,13 +9,14 @@ import pytest
 from PIL import Image
 
 from dla_cache.build import build_cache
-from dla_cache.manifest import ManifestRow, read_manifest, write_manifest
+from dla_cache.manifest import ManifestRow, write_manifest
 from dla_cache.spec import CacheSpec, LatentFormat, LatentSpec, Modality, Recipe
 from trainer.config import resolve_run
 
 SIDE = 8
 CLASS_NAMES = ("red", "green", "blue")
-SPLITS = {"labelled": 6, "transfer": 8, "validation": 5, "test": 5}
+SPLITS = {"labelled": 6, "transfer": 8, "validation": 6, "test": 4}
+"""Test images fill the last shard and no other."""
 
 
 class CornerSource:
@@ -66,10 +67,9 @@ def build_store(manifest, path, *, seed=0):
     return path
 
 
-def reorder_manifest(manifest, folder):
-    """The same images under the same root, in reversed order; the manifest lies in `folder`."""
-    rows = [*manifest.rows()][::-1]
-    return write_manifest(folder / "manifest.parquet", rows, manifest.class_names)
+def reverse_manifest(manifest):
+    """The same images under the same root, in reversed order."""
+    return write_manifest(manifest.root / "reversed.parquet", [*manifest.rows()][::-1], manifest.class_names)
 
 
 MODEL = {"patch_size": 4, "width": 16, "depth": 2, "n_heads": 2, "position_std": 0.5}
@@ -119,8 +119,7 @@ def tiny(tmp_path_factory):
         describe=describe,
         run=lambda kind, output, **fields: resolve_run(describe(kind, output, **fields), base=Path(), where="test"),
         build=build_store,
-        reorder=reorder_manifest,
+        reverse=reverse_manifest,
         make_manifest=make_manifest,
-        read_manifest=read_manifest,
         objectives={"messy": MESSY, "kd": KD},
     )
