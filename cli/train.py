@@ -61,6 +61,10 @@ def train(
         ("validation top-1", f"{100 * result.validation_top1:.1f} %", f"kept step {result.best_step}"),
         ("test top-1", f"{100 * result.test_top1:.1f} %", f"95 % interval {interval}, {result.test_images} images"),
         *((f"  {name}", f"{100 * top1:.1f} %", "its part") for name, top1 in list(result.branches.items())[1:]),
+        *(
+            (f"positions of {span}", f"{ratio:.2f}", "times the norm of their tokens, before training")
+            for span, ratio in result.position_to_content.items()
+        ),
         ("training", f"{result.train_seconds:.1f} s", f"{result.images_per_s:.0f} images/s"),
     ]
     print_table(("measured", "value", ""), rows)

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from dla_cache.spec import CacheSpec, LatentSpec, Modality, read_yaml
+from dla_cache.sources.fit import FitSpec
+from dla_cache.spec import CacheSpec, LatentSpec, Modality, load_yaml, read_yaml
+from trainer.config import RunConfig, resolve_run
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"
 
@@ -16,15 +18,25 @@ def test_every_example_cache_spec_is_accepted(path: Path) -> None:
     assert read_yaml(path, CacheSpec).latents
 
 
+@pytest.mark.parametrize("path", sorted(MANIFESTS.glob("*-run.yaml")), ids=lambda path: path.name)
+def test_every_example_run_is_accepted(path: Path) -> None:
+    assert resolve_run(load_yaml(path), base=MANIFESTS, where=path.name).kind
+
+
+@pytest.mark.parametrize("path", sorted(MANIFESTS.glob("*-fit.yaml")), ids=lambda path: path.name)
+def test_every_example_fit_spec_is_accepted(path: Path) -> None:
+    assert read_yaml(path, FitSpec).flow.steps
+
+
 def test_every_example_is_listed() -> None:
     listed = re.findall(r"^\| \[([\w.-]+)\]", (MANIFESTS / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(listed) == sorted(path.name for path in MANIFESTS.glob("*.yaml"))
 
 
-@pytest.mark.parametrize("model", [CacheSpec, LatentSpec])
+@pytest.mark.parametrize("model", [CacheSpec, LatentSpec, RunConfig, FitSpec])
 def test_every_field_of_a_spec_is_explained(model: type[BaseModel]) -> None:
     text = (MANIFESTS / "README.md").read_text(encoding="utf-8")
-    assert [name for name in model.model_fields if f"| `{name}` |" not in text] == []
+    assert [name for name in model.model_fields if not re.search(rf"^\|.*`{name}`.*\|", text, re.MULTILINE)] == []
 
 
 def test_every_modality_is_named() -> None:

@@ -103,6 +103,10 @@ class RunConfig(StrictModel):
             raise ValueError("`teacher` names a run exactly when an objective learns from one")
         if bool(self.roles.transfer) != bool(self.transfer_per_batch):
             raise ValueError("`roles.transfer` and `transfer_per_batch` go together")
+        if self.self_training is not None and (self.kind == "student" or not self.roles.transfer):
+            raise ValueError("`self_training` belongs to probes and teachers that have a transfer role")
+        if self.kind == "student" and self.modalities is not None:
+            raise ValueError("`modalities` belongs to probes and teachers: a student sees images only")
         uses_transfer = needs_teacher or self.self_training is not None
         if self.roles.transfer and not uses_transfer:
             raise ValueError("nothing in this run learns from the transfer images: drop `roles.transfer`")

@@ -1,6 +1,7 @@
 """One training run from its config to its folder: config, data facts, metrics, weights, result."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,9 @@ class RunResult(StrictModel):
     test_images: int
     branches: dict[str, float]
     """Test top-1 of each part of the model."""
+    position_to_content: dict[str, float]
+    """Before training, for each span: norm of the positions over norm of their tokens. Well below 1 a model
+    hardly knows where a token lies."""
     train_seconds: float
     images_per_s: float
 
@@ -121,6 +125,9 @@ def train_run(
     training = pairs.training(roles)
     # Now that all parts fit: a folder begun for a run that cannot start would stand in the way of the corrected one.
     begin_folder(folder, config, facts, resume=resume)
+    training = pairs.training(roles)
+    with closing(training(0)) as stream:
+        position_to_content = task.position_to_content(next(stream))
     loop = Loop(task, resolve_loop(config, store), folder, seed=config.seed)
     if resume and (folder / "last.safetensors").exists():
         loop.resume()
@@ -140,6 +147,7 @@ def train_run(
         test_high=high,
         test_images=answer.n,
         branches={name: accuracy.top1 for name, accuracy in test.items()},
+        position_to_content=position_to_content,
         train_seconds=done.train_seconds,
         images_per_s=loop.step * config.images_per_step / done.train_seconds,
     )

@@ -20,7 +20,7 @@ from trainer.objectives import Need, ObjectiveConfig, ObjectiveInputs, weighted_
 from trainer.objectives.ce import cross_entropy
 from trainer.objectives.messy import pooled_targets
 from trainer.probe import LatentProbe
-from trainer.student import student_features
+from trainer.student import student_features, student_position_to_content
 from trainer.teacher import Teacher
 
 
@@ -52,6 +52,9 @@ class ClassifierTask(Protocol):
 
     def branch_logits(self, batch: Batch) -> dict[str, Tensor]:
         """Logits [B, K] by name; the first is what the model answers, the others are its parts."""
+
+    def position_to_content(self, batch: Batch) -> dict[str, float]:
+        """Norm of the positions over norm of the tokens they are added to, for each span; none without tokens."""
 
 
 def labelled_terms(logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -91,6 +94,9 @@ class ProbeTask:
     def branch_logits(self, batch: Batch) -> dict[str, Tensor]:
         return {"probe": self.module(batch.latents)}
 
+    def position_to_content(self, batch: Batch) -> dict[str, float]:
+        return {}
+
     def losses(self, batch: Batch) -> TaskLosses:
         return classifier_losses(self, batch, self.self_training)
 
@@ -108,6 +114,9 @@ class TeacherTask:
     def branch_logits(self, batch: Batch) -> dict[str, Tensor]:
         output = self.module(batch.pixels, batch.latents)
         return {"teacher": output.logits, **output.branch_logits}
+
+    def position_to_content(self, batch: Batch) -> dict[str, float]:
+        return self.module.position_to_content(batch.pixels, batch.latents)
 
     def losses(self, batch: Batch) -> TaskLosses:
         return classifier_losses(self, batch, self.self_training)
@@ -169,6 +178,9 @@ class StudentTask:
 
     def branch_logits(self, batch: Batch) -> dict[str, Tensor]:
         return {"student": self.student(pixel_values=batch.pixels).logits}
+
+    def position_to_content(self, batch: Batch) -> dict[str, float]:
+        return {"image": student_position_to_content(self.student, batch.pixels)}
 
     def losses(self, batch: Batch) -> TaskLosses:
         output = student_features(self.student, batch.pixels)

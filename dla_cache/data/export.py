@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
 from dla_cache.data.relief_digits import CLASS_NAMES, SIDE, SPLITS, render_split
-from dla_cache.durable import writing_to
+from dla_cache.durable import write_durably, writing_to
 from dla_cache.errors import StoreError
 from dla_cache.manifest import Manifest, ManifestRow, write_manifest
+from dla_cache.parquet import from_parquet, to_parquet
 
 MANIFEST_NAME = "manifest.parquet"
 TRUTH_NAME = "truth.parquet"
@@ -57,7 +57,7 @@ def write_relief_digits(folder: Path, *, on_progress: Callable[[str, int], None]
                 truth["label"].append(rendering.label)
                 truth["depth"].append(relief.tobytes())
             on_progress(split, len(plan))
-        pq.write_table(pa.table(truth), folder / TRUTH_NAME)
+        write_durably(folder / TRUTH_NAME, to_parquet(pa.table(truth)))
     return write_manifest(folder / MANIFEST_NAME, rows, CLASS_NAMES)
 
 
@@ -68,8 +68,8 @@ def read_truth(path: Path) -> dict[str, Truth]:
         StoreError: if there is no such file.
     """
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
+        table = from_parquet(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise StoreError(f"`{path}` holds no truth: {error}", hint="make it with `dla data relief-digits`") from error
     return {
         row["image_id"]: Truth(row["label"], np.frombuffer(row["depth"], np.uint8).reshape(SIDE, SIDE))
