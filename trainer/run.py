@@ -122,7 +122,6 @@ def train_run(
         accuracies = {name: accuracy.top1 for name, accuracy in measure_accuracy(task, validation).items()}
         return {"selection": next(iter(accuracies.values())), **accuracies}
 
-    training = pairs.training(roles)
     # Now that all parts fit: a folder begun for a run that cannot start would stand in the way of the corrected one.
     begin_folder(folder, config, facts, resume=resume)
     training = pairs.training(roles)
