@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from dla_cache.durable import writing_to
+
 TILE = 96
 """Side of a picture on the sheet, in pixels."""
 GAP = 6
@@ -19,7 +21,11 @@ Picture = NDArray[np.uint8]
 
 
 def draw_sheet(path: Path, headers: Sequence[str], rows: Sequence[tuple[str, Sequence[Picture]]]) -> None:
-    """Writes a PNG: one row an image with its name below, one column a kind of picture."""
+    """Writes a PNG: one row an image with its name below, one column a kind of picture.
+
+    Raises:
+        StoreError: if the file cannot be written.
+    """
     font = ImageFont.load_default(size=12)
     row_height = TILE + HEADER + GAP
     width = len(headers) * (TILE + GAP) + GAP
@@ -33,8 +39,9 @@ def draw_sheet(path: Path, headers: Sequence[str], rows: Sequence[tuple[str, Seq
             tile = Image.fromarray(picture).resize((TILE, TILE), Image.Resampling.NEAREST)
             sheet.paste(tile, (GAP + column * (TILE + GAP), top))
         pen.text((GAP, top + TILE + 2), name, INK, font)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path, format="PNG")
 
 
 def grey_picture(values: NDArray[np.floating]) -> Picture:

@@ -4,14 +4,15 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
+from pydantic import ValidationError
 from transformers import ViTImageProcessorPil
 
 from dla_cache.errors import CheckpointError, RecipeMismatchError, SpecError, name_some
-from dla_cache.spec import LatentFormat, StrictModel, parse_spec
+from dla_cache.spec import LatentFormat, StrictModel, parse_spec, read_yaml
 from dla_cache.store import LatentStore, open_store
 from trainer.checkpoint import load_checkpoint, write_atomically
 from trainer.config import MODEL_CONFIGS, RunConfig
@@ -24,6 +25,8 @@ from trainer.tasks import ClassifierTask, FrozenClassifier, ProbeTask, StudentTa
 from trainer.teacher import Teacher, TeacherConfig
 
 EVALUATION_BATCH_SIZE = 256
+
+M = TypeVar("M", bound=StrictModel)
 
 
 class DataFacts(StrictModel):
@@ -122,11 +125,11 @@ def train_run(
         accuracies = {name: accuracy.top1 for name, accuracy in measure_accuracy(task, validation).items()}
         return {"selection": next(iter(accuracies.values())), **accuracies}
 
-    # Now that all parts fit: a folder begun for a run that cannot start would stand in the way of the corrected one.
-    begin_folder(folder, config, facts, resume=resume)
     training = pairs.training(roles)
     with closing(training(0)) as stream:
         position_to_content = task.position_to_content(next(stream))
+    # Now that all parts fit: a folder begun for a run that cannot start would stand in the way of the corrected one.
+    begin_folder(folder, config, facts, resume=resume)
     loop = Loop(task, resolve_loop(config, store), folder, seed=config.seed)
     if resume and (folder / "last.safetensors").exists():
         loop.resume()
@@ -256,24 +259,31 @@ def check_same_run(folder: Path, config: RunConfig, facts: DataFacts) -> None:
 
 def read_config(folder: Path) -> RunConfig:
     """The resolved config of a run folder."""
-    try:
-        value = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"`{folder}` is no run folder", hint="train the run first, or check the path") from error
-    return parse_spec(value, RunConfig, where=str(folder / "config.yaml"))
+    if not (folder / "config.yaml").exists():
+        raise CheckpointError(f"`{folder}` is no run folder", hint="train the run first, or check the path")
+    return read_yaml(folder / "config.yaml", RunConfig)
 
 
 def read_facts(folder: Path) -> DataFacts:
     """What a run folder remembers of its data."""
-    return DataFacts.model_validate_json((folder / "data.json").read_bytes())
+    return read_record(folder / "data.json", DataFacts)
 
 
 def read_result(folder: Path) -> RunResult:
     """What a finished run said of itself."""
+    if not (folder / "result.json").exists():
+        raise CheckpointError(f"the run in `{folder}` is not finished", hint="train it with `--resume`")
+    return read_record(folder / "result.json", RunResult)
+
+
+def read_record(path: Path, model: type[M]) -> M:
+    """A JSON file of a run folder as the `model` that was written."""
     try:
-        return RunResult.model_validate_json((folder / "result.json").read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"the run in `{folder}` is not finished", hint="train it with `--resume`") from error
+        return model.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise CheckpointError(
+            f"`{path}` cannot be read: {error}", hint="another version of dla may have written it: train the run again"
+        ) from error
 
 
 def load_run(folder: Path) -> TrainedRun:

@@ -6,12 +6,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from dla_cache.build import build_cache
 from dla_cache.manifest import ManifestRow, write_manifest
 from dla_cache.spec import CacheSpec, LatentFormat, LatentSpec, Modality, Recipe
 from trainer.config import resolve_run
+
+# A busy machine is slow now and then; that says nothing about the code.
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 
 SIDE = 8
 CLASS_NAMES = ("red", "green", "blue")

@@ -1,0 +1,67 @@
+"""`dla sources`: what can fill a cache, and how the embedded sources are made."""
+
+import json
+import signal
+
+import pytest
+
+from dla_cache.data.relief_digits import SPLITS, Split
+from dla_cache.sources import SOURCES
+from dla_cache.sources.fit import DepthPairs
+
+
+@pytest.fixture
+def spec(tmp_path, monkeypatch):
+    """A fit of a few steps on few digits."""
+    monkeypatch.setitem(SPLITS, "generator", Split(3, 8, labelled=False))
+    stage = "{steps: 4, batch_size: 4, learning_rate: 1.0e-3}"
+    (tmp_path / "fit.yaml").write_text(f"held_out_digits: 5\nautoencoder: {stage}\nflow: {stage}\n")
+    return tmp_path / "fit.yaml"
+
+
+def test_list_shows_every_source(dla):
+    ended = dla("sources", "list")
+    assert ended.exit_code == 0
+    for name in SOURCES:
+        assert f"\n{name} " in ended.stdout
+    told = json.loads(dla("sources", "list", "--json").stdout)
+    assert {name: entry["modality"] for name, entry in told.items()} == dict.fromkeys(SOURCES, "depth")
+
+
+def test_a_fit_that_is_interrupted_goes_on_when_it_is_run_again(dla, spec, tmp_path, monkeypatch):
+    batch = DepthPairs.batch
+
+    def interrupted(pairs, seed, step, size, shift):
+        if step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return batch(pairs, seed, step, size, shift)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DepthPairs, "batch", interrupted)
+        stopped = dla("sources", "fit", spec, "--out", tmp_path / "fit")
+    assert (stopped.exit_code, stopped.stdout) == (1, "")
+    assert "stopped at step 3 of 4" in stopped.stderr
+    assert "hint: " in stopped.stderr
+    ended = dla("sources", "fit", spec, "--out", tmp_path / "fit", "--json")
+    assert ended.exit_code == 0, ended.stderr
+    assert set(json.loads(ended.stdout)) == {*SOURCES, "autoencoder on true depth"}
+    assert {path.name for path in (tmp_path / "fit").iterdir() if path.is_file()} == {
+        "README.md",
+        *(f"{name}.safetensors" for name in SOURCES),
+    }
+    for stage in ("autoencoder", "flow"):
+        lines = (tmp_path / "fit" / "stages" / stage / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [4]
+
+
+def test_an_unknown_field_is_one_message(dla, spec, tmp_path):
+    ended = dla("sources", "fit", spec, "--out", tmp_path / "fit", "--set", "flow.stepz=3")
+    assert (ended.exit_code, ended.stdout) == (1, "")
+    assert "`flow.stepz`" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "fit").exists()
+
+
+def test_wrong_usage_ends_with_2(dla, spec):
+    assert dla("sources", "fit", spec).exit_code == 2
+    assert dla("sources", "list", "--long").exit_code == 2
