@@ -19,7 +19,7 @@ from cli.demo import build_embedded_cache, read_arms
 from cli.render import ProgressReporter, print_table
 from cli.signals import stop_on_signals
 from dla_cache.spec import load_yaml
-from trainer.run import RunResult
+from trainer.run_folder import RunResult
 
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Student's t, 97.5 % quantile, by number of seeds."""

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from dla_cache.errors import TrainingError, WorkInterrupted
 
 if TYPE_CHECKING:
-    from trainer.run import RunResult
+    from trainer.run_folder import RunResult
 
 POLL_S = 0.2
 
@@ -58,7 +58,7 @@ def run_arms(
         TrainingError: if a run fails, with what it said.
         WorkInterrupted: if `should_stop` said so; the runs were asked to checkpoint and did.
     """
-    from trainer.run import read_result
+    from trainer.run_folder import read_result
 
     waiting = [arm for arm in arms if not (arm.folder / "result.json").exists()]
     done = {arm.folder for arm in arms} - {arm.folder for arm in waiting}

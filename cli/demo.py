@@ -15,7 +15,7 @@ from dla_cache.errors import CorruptShardError
 if TYPE_CHECKING:
     from dla_cache.build import BuildReport
     from dla_cache.store.zarr_store import ZarrStore
-    from trainer.run import RunResult
+    from trainer.run_folder import RunResult
 
 QUICK_STEPS = 60
 N_PROCESSES = 2

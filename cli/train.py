@@ -32,7 +32,8 @@ def train(
     """Train a latent probe, a DLA teacher or an image-only student from a cache."""
     from dla_cache.spec import load_yaml
     from trainer.config import resolve_run
-    from trainer.run import dump_config, train_run
+    from trainer.run import train_run
+    from trainer.run_folder import dump_config
 
     is_kind = what in KINDS
     value: dict[str, Any] = {"kind": what} if is_kind else load_yaml(Path(what))

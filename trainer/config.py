@@ -26,6 +26,10 @@ DERIVED_FIELDS = frozenset({"n_classes", "formats", "modalities", "image_size"})
 """Model fields that the store and the run decide, and `model` may not."""
 
 
+PLACES = ("store", "images", "output", "teacher")
+"""Fields of a run that are paths; a run file's are relative to the file. They are no part of what a run is."""
+
+
 class Roles(StrictModel):
     """Which splits of the store play which part. The test split is read once, after all is chosen."""
 
@@ -137,7 +141,7 @@ def resolve_run(value: Mapping[str, Any], *, base: Path, where: str) -> RunConfi
             hint=f"presets: {', '.join(PRESETS)}; kinds: {', '.join(MODEL_CONFIGS)}",
         )
     merged = merge(PRESETS[name][kind] if name is not None and kind is not None else {}, given)
-    for field in ("store", "images", "output", "teacher"):
+    for field in PLACES:
         if isinstance(merged.get(field), str):
             merged[field] = str(base / merged[field])
     return parse_spec(merged, RunConfig, where=where)

@@ -4,7 +4,7 @@ An unlabelled image carries the label -1 and takes part in distillation only.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,8 @@ class Role:
 
     splits: tuple[str, ...]
     batch_size: int
+    labels_hidden: bool = False
+    """Whether its labels, if the store has any, count as absent."""
 
 
 class PairSource:
@@ -87,7 +89,7 @@ class PairSource:
             iterators = [stream.batches(step) for stream in streams]
             try:
                 for parts in zip(*iterators, strict=True):
-                    yield self._joined(parts)
+                    yield self._joined([seen_by(role, part) for role, part in zip(roles, parts, strict=True)])
             finally:
                 for iterator in iterators:
                     iterator.close()
@@ -138,3 +140,8 @@ class PairSource:
             },
             labels=torch.cat([part.labels for part in parts]).to(self.device),
         )
+
+
+def seen_by(role: Role, part: PairBatch) -> PairBatch:
+    """A part of a batch with the labels that its role may see."""
+    return replace(part, labels=torch.full_like(part.labels, -1)) if role.labels_hidden else part

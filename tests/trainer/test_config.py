@@ -9,7 +9,8 @@ from dla_cache.errors import SpecError
 from dla_cache.spec import LatentFormat
 from trainer.config import DERIVED_FIELDS, MODEL_CONFIGS, RunConfig, merge, resolve_run
 from trainer.presets import PRESETS
-from trainer.run import DataFacts, dump_config, model_config
+from trainer.run import model_config
+from trainer.run_folder import DataFacts, dump_config
 
 PLACES = {"store": "cache.zarr", "images": "data", "output": "run"}
 DEPTH = LatentFormat(kind="continuous", shape=(8, 4, 4), axes=("channel", "height", "width"), dtype="float16")

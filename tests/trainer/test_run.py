@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,11 +19,14 @@ from dla_cache.errors import (
     StoreError,
     WorkInterrupted,
 )
+from dla_cache.manifest import write_manifest
+from dla_cache.spec import load_yaml
 from dla_cache.store import open_store
 from trainer.checkpoint import load_checkpoint
-from trainer.config import RunConfig
+from trainer.config import RunConfig, resolve_run
 from trainer.data import PairSource, PixelScale, Role
-from trainer.run import data_facts, load_run, read_result, train_run
+from trainer.run import data_facts, load_run, train_run
+from trainer.run_folder import read_result
 from trainer.tasks import FrozenClassifier, StudentTask
 from trainer.views import ViewConfig
 
@@ -396,3 +400,35 @@ def test_a_role_of_batches_closes_with_its_stream(tiny):
     next(stream)
     stream.close()
     assert threading.active_count() == before
+
+
+def test_the_config_in_a_run_folder_is_a_run_file_that_can_be_moved_with_its_data(tiny, tmp_path):
+    home = tmp_path / "here"
+    shutil.copytree(tiny.images, home / "data")
+    shutil.copytree(tiny.store, home / "cache.zarr")
+    places = {"store": str(home / "cache.zarr"), "images": str(home / "data")}
+    first = train_run(tiny.run("probe", home / "run", **places))
+    home.rename(tmp_path / "there")
+    moved = tmp_path / "there" / "run"
+    config = resolve_run(load_yaml(moved / "config.yaml"), base=moved, where="test")
+    assert train_run(config, resume=True) == first
+    again = train_run(config.model_copy(update={"output": str(tmp_path / "again")}))
+    assert again.test_top1 == first.test_top1
+
+
+def test_labels_of_transfer_images_are_never_seen(tiny, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(tiny.images, folder)
+    rows = [replace(row, label=0) if row.split == "transfer" else row for row in tiny.manifest.rows()]
+    labelled = tiny.build(write_manifest(folder / "labelled.parquet", rows, ["red", "green", "blue"]), tmp_path / "z")
+    train_run(tiny.run("probe", tmp_path / "probe"))
+    fields = {"teacher": tmp_path / "probe", "objective": tiny.objectives["kd"]}
+    train_run(tiny.run("student", tmp_path / "blind", **fields))
+    train_run(tiny.run("student", tmp_path / "told", **fields, store=str(labelled)))
+    assert load_weights(tmp_path / "blind").keys() == load_weights(tmp_path / "told").keys()
+    for name, value in load_weights(tmp_path / "blind").items():
+        assert torch.equal(value, load_weights(tmp_path / "told")[name]), name
+
+
+def load_weights(folder):
+    return load_checkpoint(folder / "best.safetensors")[0]

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 import trainer
-from trainer.run import read_result
+from trainer.run_folder import read_result
 
 SCRIPT = Path(__file__).with_name("separation_process.py")
 

@@ -401,8 +401,8 @@ def test_the_embedded_preset_is_the_same_teacher_with_other_settings():
     assert EMBEDDED.late_fusion
     assert EMBEDDED.standardise
     teacher = Teacher(EMBEDDED)
-    assert teacher.spans == {"image": slice(1, 65), "depth": slice(66, 82)}
-    assert float(teacher.positions.detach().std()) == pytest.approx(0.5, rel=0.1)
+    assert teacher.spans == {"image": slice(1, 17), "depth": slice(18, 34)}
+    assert float(teacher.positions.detach().std()) == pytest.approx(0.88, rel=0.1)  # a normal of 1, cut at 2
 
 
 @pytest.mark.parametrize(
