@@ -26,7 +26,7 @@ class StudentConfig(StrictModel):
     weight_std: Annotated[float, Field(gt=0)] = 0.02
     """Initial scale of all weights. .02 is about 1/√(3·width) at width 768; a narrow model needs more."""
     position_std: Annotated[float, Field(gt=0)] = 0.02
-    """Initial scale of the learned positions: a normal of this scale, cut at 2. At small width .02 drowns in the patch tokens."""
+    """Initial scale of the learned positions, a normal cut at 2. At small width .02 drowns beside patch tokens."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

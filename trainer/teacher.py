@@ -41,7 +41,7 @@ class TeacherConfig(StrictModel):
     modality_dropout: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Probability that a modality of a training image becomes null tokens; the image never does."""
     position_std: Annotated[float, Field(gt=0)] = 0.02
-    """Initial scale of all learned positions: a normal of this scale, cut at 2. At small width .02 drowns in the patch tokens."""
+    """Initial scale of all learned positions, a normal cut at 2. At small width .02 drowns beside patch tokens."""
     standardise: bool = False
     """Whether latents are standardised per channel before anything else sees them."""
     late_fusion: bool = False
