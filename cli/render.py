@@ -86,8 +86,20 @@ def _make_bar(unit: str) -> "Progress":
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table on stdout: aligned columns, never cut to a terminal's width, so that it can be piped."""
-    texts = [list(headers), *([str(cell) for cell in row] for row in rows)]
+    """A table on stdout: ruled on a terminal; else aligned columns, never cut to a width, so that it can be piped."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*headers, box=box.SIMPLE_HEAD)
+        for text in texts:
+            table.add_row(*(Text(cell) for cell in text))  # a cell may hold [brackets]
+        Console().print(table)
+        return
+    texts.insert(0, list(headers))
     widths = [max(len(text) for text in column) for column in zip(*texts, strict=True)]
     for text in texts:
         print("  ".join(cell.ljust(width) for cell, width in zip(text, widths, strict=True)).rstrip())
