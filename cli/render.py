@@ -40,7 +40,9 @@ class ProgressReporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
+        if self._bar is not None and self._task is not None:
+            if not self._done:  # nothing was to be done: leave no empty bar behind
+                self._bar.remove_task(self._task)
             self._bar.stop()
         elif self._done:
             self._write_line()
