@@ -1,40 +1,21 @@
 """The image-only student: a stock transformers image classifier, so what is trained is what ships."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
-from dla_cache.spec import StrictModel
+from trainer.trunk import TrunkConfig
 
 
-class StudentConfig(StrictModel):
-    """Shape of a student; the defaults are ViT-B/16."""
+class StudentConfig(TrunkConfig):
+    """Shape of a student; the defaults are the published ViT-B/16."""
 
-    n_classes: Annotated[int, Field(gt=1)]
-    image_size: Annotated[int, Field(gt=0)] = 224
-    """Side of the square image in pixels."""
-    patch_size: Annotated[int, Field(gt=0)] = 16
-    width: Annotated[int, Field(gt=0)] = 768
-    depth: Annotated[int, Field(gt=0)] = 12
-    n_heads: Annotated[int, Field(gt=0)] = 12
-    mlp_ratio: Annotated[int, Field(gt=0)] = 4
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     weight_std: Annotated[float, Field(gt=0)] = 0.02
     """Initial scale of all weights. .02 is about 1/√(3·width) at width 768; a narrow model needs more."""
-    position_std: Annotated[float, Field(gt=0)] = 0.02
-    """Initial scale of the learned positions, a normal cut at 2. At small width .02 drowns beside patch tokens."""
-
-    @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
-        if self.image_size % self.patch_size:
-            raise ValueError(f"patches of {self.patch_size} do not tile an image of {self.image_size} pixels")
-        if self.width % self.n_heads:
-            raise ValueError(f"`width` {self.width} is no multiple of `n_heads` {self.n_heads}")
-        return self
 
 
 @dataclass(frozen=True, slots=True)

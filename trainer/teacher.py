@@ -12,36 +12,26 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from dla_cache.errors import TrainingError
-from dla_cache.spec import LatentFormat, StrictModel
+from dla_cache.spec import LatentFormat
 from trainer.adapters import LatentScaler, ModalityEncoder, check_modalities
 from trainer.probe import LatentClassifier, ProbeConfig
+from trainer.trunk import TrunkConfig
 
 NORM_EPS = 1e-6
 
 
-class TeacherConfig(StrictModel):
+class TeacherConfig(TrunkConfig):
     """Shape of a teacher; the defaults are the published ViT-B/16, `formats` aside."""
 
-    n_classes: Annotated[int, Field(gt=1)]
     formats: dict[str, LatentFormat]
     """Format of each modality, raw as the store holds it; empty for a teacher that sees only images."""
     modalities: tuple[str, ...]
     """Order of the modalities in the sequence; that of `formats` when absent. A field of its own,
     since a mapping may come back from a file in another order and the positions are learned."""
-    image_size: Annotated[int, Field(gt=0)] = 224
-    """Side of the square image in pixels."""
-    patch_size: Annotated[int, Field(gt=0)] = 16
-    width: Annotated[int, Field(gt=0)] = 768
-    depth: Annotated[int, Field(gt=0)] = 12
-    n_heads: Annotated[int, Field(gt=0)] = 12
-    mlp_ratio: Annotated[int, Field(gt=0)] = 4
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     tokens_per_modality: Annotated[int, Field(gt=0)] = 100
     resampler_heads: Annotated[int, Field(gt=0)] = 8
     modality_dropout: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Probability that a modality of a training image becomes null tokens; the image never does."""
-    position_std: Annotated[float, Field(gt=0)] = 0.02
-    """Initial scale of all learned positions, a normal cut at 2. At small width .02 drowns beside patch tokens."""
     standardise: bool = False
     """Whether latents are standardised per channel before anything else sees them."""
     late_fusion: bool = False
@@ -62,21 +52,13 @@ class TeacherConfig(StrictModel):
     def _parts_fit(self) -> Self:
         if sorted(self.modalities) != sorted(self.formats):
             raise ValueError(f"`modalities` orders {list(self.modalities)}, `formats` has {sorted(self.formats)}")
-        if self.image_size % self.patch_size:
-            raise ValueError(f"patches of {self.patch_size} do not tile an image of {self.image_size} pixels")
-        for name in ("n_heads", "resampler_heads"):
-            if self.width % getattr(self, name):
-                raise ValueError(f"`width` {self.width} is no multiple of `{name}` {getattr(self, name)}")
+        if self.width % self.resampler_heads:
+            raise ValueError(f"`width` {self.width} is no multiple of `resampler_heads` {self.resampler_heads}")
         if self.late_fusion and not self.standardise:
             raise ValueError("`late_fusion` reads standardised latents: set `standardise`")
         if self.late_fusion and not self.formats:
             raise ValueError("`late_fusion` needs a modality")
         return self
-
-    @property
-    def n_patches(self) -> int:
-        """Patches of one image."""
-        return (self.image_size // self.patch_size) ** 2
 
 
 @dataclass(frozen=True, slots=True)
