@@ -44,7 +44,10 @@ def demo(
     store, report, manifest = build_embedded_cache(out)
     problems = verify_store(store, manifest).problems
     if problems:
-        raise CorruptShardError(f"the store does not verify: {problems[0]}", hint=f"remove `{out}` and begin again")
+        raise CorruptShardError(
+            f"`{store.path}` does not verify: {problems[0].where}: {problems[0].what}",
+            hint=f"`dla cache verify {store.path}` lists all of it; remove the store and run the demo again",
+        )
     sheet = out / "latents.png"
     draw_cache_sheet(store, out / "data", list(store.rows.image_ids[: 8 * SHEET_STRIDE : SHEET_STRIDE]), sheet)
 
