@@ -83,7 +83,7 @@ class PairSource:
 
     def training(self, roles: Sequence[Role]) -> Callable[[int], Generator[Batch, None, None]]:
         """Endless shuffled batches from a step on, the roles' images one after another in each."""
-        streams = [self._stream(role, shuffle=True, drop_last=True) for role in roles]
+        streams = [self._stream(role, self.modalities, shuffle=True, drop_last=True) for role in roles]
 
         def batches(step: int) -> Generator[Batch, None, None]:
             iterators = [stream.batches(step) for stream in streams]
@@ -96,9 +96,9 @@ class PairSource:
 
         return batches
 
-    def evaluation(self, role: Role) -> Callable[[], Iterator[Batch]]:
-        """Each image once, in row order, the whole image as its view."""
-        stream = self._stream(role, shuffle=False, drop_last=False)
+    def evaluation(self, role: Role, modalities: Sequence[str]) -> Callable[[], Iterator[Batch]]:
+        """Each image once, in row order, the whole image as its view; a student needs no `modalities`."""
+        stream = self._stream(role, modalities, shuffle=False, drop_last=False)
 
         def batches() -> Iterator[Batch]:
             for pairs in stream.epoch_once():
@@ -106,7 +106,7 @@ class PairSource:
 
         return batches
 
-    def _stream(self, role: Role, *, shuffle: bool, drop_last: bool) -> PairStream:
+    def _stream(self, role: Role, modalities: Sequence[str], *, shuffle: bool, drop_last: bool) -> PairStream:
         return PairStream(
             self.store,
             self.images,
@@ -114,7 +114,7 @@ class PairSource:
             role.batch_size,
             seed=self.seed,
             decode=self._decode,
-            modalities=self.modalities,
+            modalities=modalities,
             shuffle=shuffle,
             drop_last=drop_last,
         )
@@ -130,7 +130,7 @@ class PairSource:
         return self._batch(parts, self.pixel_scale.apply(torch.cat(views)))
 
     def _batch(self, parts: Sequence[PairBatch], pixels: Tensor) -> Batch:
-        latents = {name: torch.cat([part.latents[name] for part in parts]) for name in self.modalities}
+        latents = {name: torch.cat([part.latents[name] for part in parts]) for name in parts[0].latents}
         return Batch(
             image_ids=tuple(image_id for part in parts for image_id in part.image_ids),
             pixels=pixels.to(self.device),

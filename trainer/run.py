@@ -69,6 +69,8 @@ def train_run(
         check_same_run(folder, config, facts)
         return read_result(folder)
     check_roles(config, store)
+    if target_run is not None:
+        check_same_pixels(config, target_run)
 
     torch.manual_seed(config.seed)
     task = build_task(config, facts, target_run)
@@ -91,7 +93,7 @@ def train_run(
     roles = [Role(config.roles.labelled, config.labelled_per_batch)]
     if config.roles.transfer:
         roles.append(Role(config.roles.transfer, config.transfer_per_batch, labels_hidden=True))
-    validation = pairs.evaluation(Role(config.roles.validation, EVALUATION_BATCH_SIZE))
+    validation = pairs.evaluation(Role(config.roles.validation, EVALUATION_BATCH_SIZE), facts.modalities)
 
     def evaluate() -> dict[str, float]:
         accuracies = {name: accuracy.top1 for name, accuracy in measure_accuracy(task, validation).items()}
@@ -108,7 +110,7 @@ def train_run(
     done = loop.run(training, evaluate, on_progress=on_progress, should_stop=should_stop)
 
     task.module.load_state_dict(load_checkpoint(folder / "best.safetensors")[0])
-    test = measure_accuracy(task, pairs.evaluation(Role(config.roles.test, EVALUATION_BATCH_SIZE)))
+    test = measure_accuracy(task, pairs.evaluation(Role(config.roles.test, EVALUATION_BATCH_SIZE), facts.modalities))
     answer = next(iter(test.values()))
     low, high = answer.interval()
     result = RunResult(
@@ -166,6 +168,22 @@ def data_facts(config: RunConfig, store: LatentStore, target_run: TrainedRun | N
                     hint="train the teacher again on this store, or name the store it was trained on",
                 )
     return facts
+
+
+def check_same_pixels(config: RunConfig, target_run: TrainedRun) -> None:
+    """Both see the same view of an image, so it must be of the size and scale that the target model was trained on.
+
+    Raises:
+        SpecError: if it is not; a probe sees no pixels and fits all.
+    """
+    theirs = target_run.config
+    for name in ("image_size", "pixel_mean", "pixel_std") if theirs.kind != "probe" else ():
+        if getattr(theirs, name) != getattr(config, name):
+            raise SpecError(
+                f"`{name}` is `{getattr(config, name)}`, the {theirs.kind} in `{target_run.folder}` was trained on"
+                f" `{getattr(theirs, name)}`",
+                hint=f"set `{name}` as it is there",
+            )
 
 
 def check_roles(config: RunConfig, store: LatentStore) -> None:

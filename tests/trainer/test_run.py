@@ -62,7 +62,7 @@ def pair_source(tiny, modalities=("depth",), store=None, view=WHOLE):
 
 
 def validation_batch(tiny, modalities=("depth",)):
-    return next(pair_source(tiny, modalities).evaluation(Role(("validation",), 99))())
+    return next(pair_source(tiny, modalities).evaluation(Role(("validation",), 99), modalities)())
 
 
 STUDENTS = {
@@ -143,7 +143,7 @@ def test_on_unlabelled_images_a_student_distils_and_has_no_cross_entropy(tiny, t
     student, target = load_run(trained / "image-only").task.student, load_run(trained / "teacher").task
     objective = load_run(trained / "kd-teacher").config.objective
     task = StudentTask(student.requires_grad_(True), objective, FrozenClassifier(target))
-    transfer = next(pair_source(tiny).evaluation(Role(("transfer",), 4))())
+    transfer = next(pair_source(tiny).evaluation(Role(("transfer",), 4), ("depth",))())
     assert set(transfer.labels.tolist()) == {-1}
     assert set(task.losses(transfer).terms) == {"kd"}
     assert set(task.losses(validation_batch(tiny)).terms) == {"ce", "kd"}
@@ -346,7 +346,7 @@ def test_latents_reach_a_run_by_image_id_whatever_the_row_order(tiny, tmp_path):
 
     def pairs_of(store):
         pairs = {}
-        for batch in pair_source(tiny, store=store).evaluation(Role(("labelled", "transfer"), 5))():
+        for batch in pair_source(tiny, store=store).evaluation(Role(("labelled", "transfer"), 5), ("depth",))():
             for image_id, *pair in zip(
                 batch.image_ids, batch.pixels, batch.latents["depth"], batch.labels, strict=True
             ):
@@ -432,3 +432,22 @@ def test_labels_of_transfer_images_are_never_seen(tiny, tmp_path):
 
 def load_weights(folder):
     return load_checkpoint(folder / "best.safetensors")[0]
+
+
+def test_a_student_that_sees_other_pixels_than_its_teacher_is_refused(tiny, trained, tmp_path):
+    fields = {"teacher": trained / "teacher", "objective": tiny.objectives["kd"]}
+    with pytest.raises(SpecError, match="pixel_mean"):
+        train_run(tiny.run("student", tmp_path / "student", **fields, pixel_mean=[0.4, 0.4, 0.4]))
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_student_is_measured_without_latents(tiny, trained, tmp_path):
+    folder = tmp_path / "cache.zarr"
+    shutil.copytree(tiny.store, folder)
+    # Test images fill the last shard and no other.
+    last = max((folder / "latents" / "depth").glob("c.*"), key=lambda path: int(path.name.split(".")[1]))
+    last.write_bytes(b"\0" * last.stat().st_size)
+    fields = {"store": str(folder), "teacher": trained / "probe", "objective": tiny.objectives["kd"]}
+    assert train_run(tiny.run("student", tmp_path / "student", **fields)).test_images == 4
+    with pytest.raises(StoreError):
+        train_run(tiny.run("probe", tmp_path / "probe", store=str(folder)))
