@@ -6,9 +6,9 @@ the same rule is run on this project and on small trees made to break it.
 
 import ast
 import os
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -317,11 +317,15 @@ def test_the_command_line_starts_without_a_heavy_package() -> None:
     assert HEAVY & set(result.stdout.split()) == set()
 
 
-def test_help_comes_within_half_a_second() -> None:
+def test_help_comes_within_half_a_second_of_processor_time() -> None:
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     seconds = []
-    for _ in range(3):  # the best of three: other processes can only make it slower
-        started = time.perf_counter()
+    for _ in range(3):  # the processor's time and the best of three: what else the machine does is not our claim
+        before = spent()
         result = run_python("from cli.main import main; main()", "--help")
-        seconds.append(time.perf_counter() - started)
+        seconds.append(spent() - before)
         assert result.returncode == 0, result.stderr
     assert min(seconds) <= HELP_SECONDS
