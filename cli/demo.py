@@ -80,6 +80,8 @@ def build_embedded_cache(out: Path) -> tuple["ZarrStore", "BuildReport", Any]:
     Returns:
         The store, what the build did, and the manifest.
     """
+    import torch
+
     from dla_cache.build import BuildProgress, build_cache
     from dla_cache.data.export import MANIFEST_NAME, write_relief_digits
     from dla_cache.manifest import read_manifest
@@ -87,6 +89,8 @@ def build_embedded_cache(out: Path) -> tuple["ZarrStore", "BuildReport", Any]:
     from dla_cache.spec import CacheSpec, read_yaml
     from dla_cache.store import open_store
 
+    # This generator is too small for more: two threads are no faster, and wait for each other when others want a core.
+    torch.set_num_threads(1)
     path = out / "data" / MANIFEST_NAME
     if not path.exists():
         write_relief_digits(out / "data")
