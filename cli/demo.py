@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dla_cache.store.zarr_store import ZarrStore
     from trainer.run_folder import RunResult
 
-QUICK_STEPS = 60
+QUICK_STEPS = 20
 N_PROCESSES = 2
 SHEET_STRIDE = 5
 WHAT = {
