@@ -99,7 +99,14 @@ def start_arm(arm: Arm) -> RunningArm:
     log = (arm.folder / "train.log").open("wb")
     command = [sys.executable, "-m", "cli.main", "train", str(arm.run_file), "--resume", "--json"]
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | threads)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=os.environ | threads,
+        start_new_session=True,  # Ctrl-C reaches us alone, and we ask once: a second signal would kill unsaved work
+    )
     return RunningArm(arm, process, log)
 
 
