@@ -39,10 +39,6 @@ class CommitRecord(StrictModel):
     """From the first image decoded to the latents in hand."""
     device: str
 
-    @property
-    def images_per_s(self) -> float:
-        return self.n_rows / self.seconds if self.seconds else 0.0
-
 
 class CommitLog:
     """The records of one modality; `folder` holds nothing else."""
