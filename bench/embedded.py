@@ -58,7 +58,6 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
 
-    build_embedded_cache(options.out)
     described = read_arms() | load_yaml(Path(__file__).with_name("arms.yaml"))
     store, images = options.out / "cache.zarr", options.out / "data"
     planned = [
@@ -66,8 +65,12 @@ def main() -> None:
         for seed in range(options.seeds)
     ]
     arms = [arm for of_seed in planned for arm in of_seed]
-    with ProgressReporter("bench", "steps") as reporter, stop_on_signals() as should_stop:
-        finished = run_arms(arms, n_processes=options.processes, on_progress=reporter.update, should_stop=should_stop)
+    with stop_on_signals() as should_stop:
+        build_embedded_cache(options.out, should_stop=should_stop)
+        with ProgressReporter("bench", "steps") as reporter:
+            finished = run_arms(
+                arms, n_processes=options.processes, on_progress=reporter.update, should_stop=should_stop
+            )
     results: dict[str, list[RunResult]] = {name: [] for name in described}
     for arm, result in zip(arms, finished, strict=True):
         results[arm.name].append(result)

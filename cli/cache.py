@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.device import require_device
 from cli.render import ProgressReporter, print_table
 from cli.settings import apply_overrides
 from cli.sheet import draw_cache_sheet
 from cli.signals import stop_on_signals
+from dla_cache.errors import CorruptShardError, StoreError, name_some
 
 if TYPE_CHECKING:
     from dla_cache.describe import ImageDescription
@@ -35,12 +37,17 @@ def build(
     manifest_path: Annotated[Path, typer.Option("--manifest", help="Image list, a Parquet file.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the store; made if absent.")],
     device: Annotated[str, typer.Option("--device", help="Where sources run: cpu, cuda, cuda:1.")] = "cpu",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per call of a source.")] = 64,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Images per call of a source; changes no latent.")
+    ] = 64,
     rank: Annotated[int, typer.Option("--rank", min=0, help="Number of this process among --world-size.")] = 0,
     world_size: Annotated[int, typer.Option("--world-size", min=1, help="Processes that build together.")] = 1,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Set one field of the spec; repeatable.")
     ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="First read every committed shard and make damaged ones again.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved spec and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -56,6 +63,7 @@ def build(
     if dry_run:
         typer.echo(spec.model_dump_json(indent=2))
         return
+    require_device(device)
     manifest = read_manifest(manifest_path)
     with ProgressReporter("build", "images") as reporter, stop_on_signals() as should_stop:
 
@@ -72,17 +80,27 @@ def build(
             batch_size=batch_size,
             rank=rank,
             world_size=world_size,
+            repair=repair,
             on_progress=show,
             should_stop=should_stop,
         )
     if as_json:
         typer.echo(json.dumps({**asdict(report), "images_per_s": report.images_per_s}))
-        return
-    typer.echo(f"store         {out}, {report.n_images} images")
-    typer.echo(f"encoded       {report.images_encoded} images, {report.images_per_s:.1f} images/s")
-    typer.echo(
-        f"content hash  {report.content_hash or f'none yet, {report.shards_missing} shards of other ranks missing'}"
-    )
+    else:
+        typer.echo(f"store         {out}, {report.n_images} images")
+        typer.echo(f"encoded       {report.images_encoded} images, {report.images_per_s:.1f} images/s")
+        if repair:
+            as_before = report.shards_repaired - len(report.shards_changed)
+            typer.echo(f"made again    {report.shards_repaired} shards, {as_before} with the latents they had")
+        missing = f"none yet, {report.shards_missing} shards of other ranks missing"
+        typer.echo(f"content hash  {report.content_hash or missing}")
+    if report.shards_changed:
+        raise StoreError(
+            f"`{out}` is whole, but {len(report.shards_changed)} shards that were made again hold other latents than"
+            f" before: {name_some(report.shards_changed)}",
+            hint="another device or library version computes other numbers: train again what was trained on this"
+            " store, or restore the old shards from a copy",
+        )
 
 
 @app.command()
@@ -121,7 +139,6 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Read every byte of a store and check it against its records."""
-    from dla_cache.errors import CorruptShardError
     from dla_cache.manifest import read_manifest
     from dla_cache.store import open_store
     from dla_cache.verify import verify_store
@@ -140,7 +157,7 @@ def verify(
     if report.problems:
         raise CorruptShardError(
             f"{len(report.problems)} problems in `{store_path}`",
-            hint="restore damaged files from a copy; what is merely missing comes by `dla cache build`",
+            hint="`dla cache build` makes what is missing, with `--repair` damaged shards too; the rest from a copy",
         )
 
 

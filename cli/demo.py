@@ -1,12 +1,13 @@
 """`dla demo`: the whole path on the embedded data, measured."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.arms import plan_arms, run_arms
+from cli.arms import plan_arms, run_arms, stop_if
 from cli.render import ProgressReporter, print_table
 from cli.sheet import draw_cache_sheet
 from cli.signals import stop_on_signals
@@ -14,6 +15,7 @@ from dla_cache.errors import CorruptShardError
 
 if TYPE_CHECKING:
     from dla_cache.build import BuildReport
+    from dla_cache.manifest import Manifest
     from dla_cache.store.zarr_store import ZarrStore
     from trainer.run_folder import RunResult
 
@@ -39,28 +41,16 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Data, cache, probe, teacher and four students on one machine: measured, in minutes."""
-    from dla_cache.verify import verify_store
-
-    store, report, manifest = build_embedded_cache(out)
-    problems = verify_store(store, manifest).problems
-    if problems:
-        raise CorruptShardError(
-            f"`{store.path}` does not verify: {problems[0].where}: {problems[0].what}",
-            hint=f"`dla cache verify {store.path}` lists all of it; remove the store and run the demo again",
-        )
-    sheet = out / "latents.png"
-    draw_cache_sheet(store, out / "data", list(store.rows.image_ids[: 8 * SHEET_STRIDE : SHEET_STRIDE]), sheet)
-
-    arms = plan_arms(
-        read_arms(),
-        out,
-        store=out / "cache.zarr",
-        images=out / "data",
-        seed=seed,
-        steps=QUICK_STEPS if quick else None,
-    )
-    with ProgressReporter("train", "steps") as reporter, stop_on_signals() as should_stop:
-        finished = run_arms(arms, n_processes=N_PROCESSES, on_progress=reporter.update, should_stop=should_stop)
+    store_path, sheet = out / "cache.zarr", out / "latents.png"
+    # First, since it may refuse: nobody shall wait for a build in vain.
+    steps = QUICK_STEPS if quick else None
+    arms = plan_arms(read_arms(), out, store=store_path, images=out / "data", seed=seed, steps=steps)
+    with stop_on_signals() as should_stop:  # one for all phases: between two of them no signal may get lost
+        store, report, manifest = build_embedded_cache(out, should_stop=should_stop)
+        check_cache(store, manifest, should_stop)
+        draw_cache_sheet(store, out / "data", list(store.rows.image_ids[: 8 * SHEET_STRIDE : SHEET_STRIDE]), sheet)
+        with ProgressReporter("train", "steps") as reporter:
+            finished = run_arms(arms, n_processes=N_PROCESSES, on_progress=reporter.update, should_stop=should_stop)
     results = {arm.name: result for arm, result in zip(arms, finished, strict=True)}
     if as_json:
         rows = {name: result.model_dump() for name, result in results.items()}
@@ -74,11 +64,16 @@ def demo(
     typer.echo("One seed proves nothing: the intervals are those of drawing test images, not of training again.")
 
 
-def build_embedded_cache(out: Path) -> tuple["ZarrStore", "BuildReport", Any]:
+def build_embedded_cache(
+    out: Path, *, should_stop: Callable[[], bool] = lambda: False
+) -> tuple["ZarrStore", "BuildReport", "Manifest"]:
     """The embedded data as files and the store of their latents; whatever is there already stays.
 
     Returns:
         The store, what the build did, and the manifest.
+
+    Raises:
+        WorkInterrupted: if `should_stop` said so.
     """
     import torch
 
@@ -93,10 +88,10 @@ def build_embedded_cache(out: Path) -> tuple["ZarrStore", "BuildReport", Any]:
     torch.set_num_threads(1)
     path = out / "data" / MANIFEST_NAME
     if not path.exists():
-        write_relief_digits(out / "data")
+        write_relief_digits(out / "data", on_progress=lambda _split, _n: stop_if(should_stop))
     manifest = read_manifest(path)
     spec = read_yaml(Path(__file__).parent / "specs" / "cache.yaml", CacheSpec)
-    with ProgressReporter("build", "images") as reporter, stop_on_signals() as should_stop:
+    with ProgressReporter("build", "images") as reporter:
 
         def show(at: BuildProgress) -> None:
             reporter.update(at.images_done, at.images_total, f"{at.modality}, shard {at.shard} of {at.n_shards}")
@@ -105,6 +100,23 @@ def build_embedded_cache(out: Path) -> tuple["ZarrStore", "BuildReport", Any]:
             manifest, spec, out / "cache.zarr", open_source=open_source, on_progress=show, should_stop=should_stop
         )
     return open_store(out / "cache.zarr"), report, manifest
+
+
+def check_cache(store: "ZarrStore", manifest: "Manifest", should_stop: Callable[[], bool]) -> None:
+    """Reads the whole store once, before anything is learned from it.
+
+    Raises:
+        CorruptShardError: if it does not hold what its records and the manifest say.
+        WorkInterrupted: if `should_stop` said so.
+    """
+    from dla_cache.verify import verify_store
+
+    problems = verify_store(store, manifest, on_progress=lambda _done, _total: stop_if(should_stop)).problems
+    if problems:
+        raise CorruptShardError(
+            f"`{store.path}` does not verify: {problems[0].where}: {problems[0].what}",
+            hint=f"`dla cache verify {store.path}` lists all of it; remove the store and run the demo again",
+        )
 
 
 def read_arms() -> dict[str, dict[str, Any]]:

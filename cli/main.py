@@ -3,7 +3,7 @@
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -11,10 +11,11 @@ from rich.console import Console
 from cli.cache import app as cache_app
 from cli.data import app as data_app
 from cli.demo import demo
+from cli.signals import Interrupted, raise_on_signals
 from cli.sources import app as sources_app
 from cli.train import train
 from dla_cache import __version__
-from dla_cache.errors import DlaError
+from dla_cache.errors import DlaError, WorkInterrupted
 
 app = typer.Typer(
     name="dla",
@@ -63,18 +64,26 @@ def check_packages_are_ours() -> None:
 
 
 def main() -> None:
-    """Runs the command line; our errors end it with one message and exit code 1."""
-    stderr = Console(stderr=True)
+    """Runs the command line; our errors and signals end it with one message and exit code 1."""
     try:
-        check_packages_are_ours()
-        app()
+        with raise_on_signals():
+            check_packages_are_ours()
+            app()
     except DlaError as error:
-        stderr.print("error: ", style="red", end="")
-        stderr.print(error.message, markup=False, highlight=False, soft_wrap=True)
-        if error.hint is not None:
-            stderr.print("hint: ", style="cyan", end="")
-            stderr.print(error.hint, markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
+        end_with(error)
+    except Interrupted as interrupt:
+        end_with(WorkInterrupted(f"interrupted by {interrupt.signal_name}", hint="run the same command again"))
+
+
+def end_with(error: DlaError) -> NoReturn:
+    """Says on stderr what went wrong and what to do, and ends the process with 1."""
+    stderr = Console(stderr=True)
+    stderr.print("error: ", style="red", end="")
+    stderr.print(error.message, markup=False, highlight=False, soft_wrap=True)
+    if error.hint is not None:
+        stderr.print("hint: ", style="cyan", end="")
+        stderr.print(error.hint, markup=False, highlight=False, soft_wrap=True)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

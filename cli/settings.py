@@ -8,6 +8,10 @@ import yaml
 
 from dla_cache.errors import SpecError
 
+NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+"""What PyYAML raises: its own error for bad syntax, and whatever Python says of a value it cannot make, as the 13th
+month of a date, a `0x` without digits, or a tag that the text does not fit."""
+
 
 def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of `mapping` with each `path=value` put in; the value is read as YAML.
@@ -25,7 +29,7 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dic
             raise SpecError(f"`--set {override}` is not `path=value`", hint="for example --set shard_size=256")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except NOT_YAML as error:
             raise SpecError(f"the value of `--set {override}` is no YAML: {error}", hint="quote it") from error
         *parents, last = path.split(".")
         place: Any = result

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dla_cache.errors import SourceError
+from dla_cache.errors import SourceError, StoreError
 
 if TYPE_CHECKING:
     from dla_cache.store import LatentStore
@@ -18,6 +18,7 @@ def draw_cache_sheet(store: "LatentStore", images: Path, image_ids: Sequence[str
     Raises:
         SourceError: if the store's depth comes from a source whose decoder is not at hand.
         MissingLatentError: if an image is not in the store.
+        StoreError: if no image is named, as of a store without any.
     """
     import numpy as np
 
@@ -32,10 +33,13 @@ def draw_cache_sheet(store: "LatentStore", images: Path, image_ids: Sequence[str
             "a picture needs `depth` latents of an embedded source, whose decoder is shipped",
             hint="look at the numbers with `dla cache inspect` without `--picture`",
         )
+    if not image_ids:
+        raise StoreError("there is no image to draw", hint="the store is empty: build it from a manifest with images")
     rows = np.array([store.rows.row_of(image_id) for image_id in image_ids], dtype=np.int64)
     latents = store.read("depth", rows).astype(np.float32)
     statistics = store.statistics("depth", sorted({store.rows[row].split for row in range(len(store.rows))}))
-    standardised = (latents - statistics.mean[:, None, None]) / statistics.std[:, None, None]
+    std = np.where(statistics.std > 0, statistics.std, 1)
+    standardised = (latents - statistics.mean[:, None, None]) / std[:, None, None]
     decoded = decode_depth(latents)
     truth = read_truth(images / TRUTH_NAME) if (images / TRUTH_NAME).exists() else {}
 

@@ -42,13 +42,14 @@ def fit(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Train the embedded sources on relief-digits' own pairs. Run it again to go on where it stopped."""
-    from dla_cache.sources.fit import EmbeddedFit, FitSpec, Stage
+    from dla_cache.sources.fit import EmbeddedFit, FitSpec, Stage, begin_fit
     from dla_cache.spec import load_yaml, parse_spec
     from trainer.checkpoint import load_checkpoint
     from trainer.loop import Loop, LoopConfig
 
     spec = parse_spec(apply_overrides(load_yaml(spec_path), overrides or []), FitSpec, where=str(spec_path))
     embedded = EmbeddedFit(spec)
+    begin_fit(out, spec)
 
     def train_stage(stage: Stage) -> None:
         folder = out / "stages" / stage.name

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.device import require_device
 from cli.render import ProgressReporter, print_table
 from cli.settings import apply_overrides
 from cli.signals import stop_on_signals
@@ -30,6 +31,8 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Train a latent probe, a DLA teacher or an image-only student from a cache."""
+    from transformers.utils.logging import disable_progress_bar
+
     from dla_cache.spec import load_yaml
     from trainer.config import resolve_run
     from trainer.run import train_run
@@ -45,8 +48,10 @@ def train(
     value |= {name: str(flag.absolute()) for name, flag in paths.items() if flag is not None}
     config = resolve_run(apply_overrides(value, overrides or []), base=base, where=what)
     if dry_run:
-        typer.echo(dump_config(config), nl=False)
+        typer.echo(config.model_dump_json() if as_json else dump_config(config), nl=as_json)
         return
+    require_device(config.device)
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # of files that take no time
     with ProgressReporter(f"train {config.kind}", "steps") as reporter, stop_on_signals() as should_stop:
         result = train_run(
             config,

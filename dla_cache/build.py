@@ -6,7 +6,7 @@ takes the shards of its rank, and whatever is committed is skipped.
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dla_cache.errors import WorkInterrupted
-from dla_cache.images import Pixels, decode_image, read_image_bytes, source_view
+from dla_cache.errors import ManifestError, WorkInterrupted
+from dla_cache.images import Pixels, centre_square, decode_image, read_image_bytes
 from dla_cache.manifest import Manifest, path_of
+from dla_cache.repair import changed_shards, require_shards, withdraw_damaged
 from dla_cache.shards import Shard, shards_of_rank
 from dla_cache.sources.seeding import sample_seed
 from dla_cache.spec import CacheSpec, LatentSpec
 from dla_cache.store import create_store
+from dla_cache.store.commits import CommitRecord
 from dla_cache.store.content import checked_latents
 from dla_cache.store.rows import RowTable, StoredImage
 from dla_cache.store.zarr_store import ZarrStore
@@ -57,9 +59,13 @@ class BuildReport:
     n_images: int
     """Images of the store."""
     images_encoded: int
-    """By this run, counted once a modality."""
+    """Computed and committed by this run, counted once a modality; not those that another process committed first."""
     shards_committed: int
     """By this run."""
+    shards_repaired: int
+    """Taken out of the store for being damaged, and made again."""
+    shards_changed: tuple[str, ...]
+    """Those of them that hold other latents than before, as `depth, shard 3`: the source is not deterministic."""
     shards_missing: int
     """Of other ranks, not committed yet."""
     seconds: float
@@ -81,19 +87,21 @@ def build_cache(
     batch_size: int = 64,
     rank: int = 0,
     world_size: int = 1,
+    repair: bool = False,
     on_progress: Callable[[BuildProgress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> BuildReport:
     """Computes and commits all latents of this rank that are not committed yet.
 
     Args:
-        batch_size: images per call of a source. The last batch of a shard is filled up with its
-            last image, so that a source only ever sees this one size and its numbers do not
-            depend on where a shard ends.
+        batch_size: images per call of a source, fewer at the end of a shard; it changes no latent.
+        repair: first reads every committed shard of this rank, and makes again those that are not
+            what their records say. Without it they are only looked at: present, and of their size.
         should_stop: asked between two batches; a build that is through is not interrupted any more.
 
     Raises:
-        ManifestError: if a split of the spec has no image.
+        ManifestError: if a split of the spec has no image, or the spec names no split.
+        CorruptShardError: if a committed shard of this rank has lost its file, unless `repair`.
         ImageError: if an image is missing, changed or cannot be decoded.
         SourceError: if a source cannot be opened or puts out something that is no latent.
         StoreError: if the store cannot be written or was built from another spec.
@@ -104,6 +112,8 @@ def build_cache(
     started = time.monotonic()
     if spec.splits is not None:
         manifest = manifest.select(spec.splits)
+    if not len(manifest):
+        raise ManifestError("there is no image to build", hint="name splits in the spec, or leave `splits` out: all")
     with ExitStack() as stack:
         sources = [stack.enter_context(closing(open_source(entry, device))) for entry in spec.latents]
         recipes = {source.recipe.modality.value: source.recipe for source in sources}
@@ -111,15 +121,21 @@ def build_cache(
             store_path, RowTable.from_manifest(manifest), manifest.class_names, spec.shard_size, recipes
         )
         mine = shards_of_rank(store.shards, rank, world_size)
+        withdrawn = _withdraw(store, recipes, mine, should_stop) if repair else {}
+        for modality in recipes:
+            require_shards(store, modality, mine)
         todo = [_uncommitted(store, modality, mine) for modality in recipes]
+        committed: list[Shard] = []
         images_total = sum(len(shard) for shards in todo for shard in shards)
         images_done = 0
         for source, shards in zip(sources, todo, strict=True):
             steps = stack.enter_context(
                 closing(_fill_modality(store, manifest.root, source, shards, batch_size, device))
             )
-            for shard, n_images in steps:
+            for shard, n_images, is_ours in steps:
                 images_done += n_images
+                if is_ours:
+                    committed.append(shard)
                 if on_progress is not None:
                     modality = source.recipe.modality.value
                     on_progress(BuildProgress(modality, shard.index, len(store.shards), images_done, images_total))
@@ -127,7 +143,17 @@ def build_cache(
                     raise _interrupted(store, recipes)
     for modality in recipes:
         store.consolidate(modality)
-    return _report(store, recipes, mine, todo, seconds=time.monotonic() - started)
+    return _report(store, recipes, mine, committed, withdrawn, seconds=time.monotonic() - started)
+
+
+def _withdraw(
+    store: ZarrStore, modalities: Collection[str], shards: Sequence[Shard], should_stop: Callable[[], bool] | None
+) -> dict[str, dict[int, CommitRecord]]:
+    def stop_if_asked(_shard: Shard) -> None:
+        if should_stop is not None and should_stop():
+            raise _interrupted(store, modalities)
+
+    return {modality: withdraw_damaged(store, modality, shards, stop_if_asked) for modality in modalities}
 
 
 def _uncommitted(store: ZarrStore, modality: str, shards: Sequence[Shard]) -> list[Shard]:
@@ -137,8 +163,8 @@ def _uncommitted(store: ZarrStore, modality: str, shards: Sequence[Shard]) -> li
 
 def _fill_modality(
     store: ZarrStore, image_root: Path, source: "LatentSource", shards: Sequence[Shard], batch_size: int, device: str
-) -> Generator[tuple[Shard, int], None, None]:
-    """Encodes and commits shards; yields after every batch how many images of which shard it had."""
+) -> Generator[tuple[Shard, int, bool], None, None]:
+    """Encodes and commits shards; yields after every batch its shard, its images, and if they made us commit it."""
     recipe = source.recipe
     modality = recipe.modality.value
     batches = [
@@ -150,14 +176,15 @@ def _fill_modality(
     shard_started = time.monotonic()
     with closing(_decoded(image_root, [images for _, images in batches], recipe.source_view_size)) as decoded:
         for (shard, images), pixels in zip(batches, decoded, strict=True):
-            latents.append(_encode(source, images, pixels, batch_size))
+            latents.append(_encode(source, images, pixels))
+            is_ours = False
             if images[-1].row == shard.stop - 1:
                 seconds = time.monotonic() - shard_started
-                store.write_shard(modality, shard, np.concatenate(latents), seconds=seconds, device=device)
+                is_ours = store.write_shard(modality, shard, np.concatenate(latents), seconds=seconds, device=device)
                 store.consolidate(modality, at_least=LOOSE_RECORDS)
                 latents = []
                 shard_started = time.monotonic()
-            yield shard, len(images)
+            yield shard, len(images), is_ours
 
 
 def _decoded(
@@ -167,7 +194,7 @@ def _decoded(
 
     def decode(image: StoredImage) -> Pixels:
         content = read_image_bytes(path_of(image_root, image.uri), image)
-        return source_view(decode_image(content, image.image_id), size)
+        return centre_square(decode_image(content, image.image_id), size)
 
     ahead: deque[list[Future[Pixels]]] = deque()
     pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
@@ -182,16 +209,12 @@ def _decoded(
         pool.shutdown(cancel_futures=True)
 
 
-def _encode(
-    source: "LatentSource", images: Sequence[StoredImage], pixels: Sequence[Pixels], batch_size: int
-) -> NDArray[np.generic]:
+def _encode(source: "LatentSource", images: Sequence[StoredImage], pixels: Sequence[Pixels]) -> NDArray[np.generic]:
     """Checked raw latents of one batch, [len(images), *shape]."""
     recipe = source.recipe
-    padding = batch_size - len(images)
-    image_ids = [image.image_id for image in images] + [images[-1].image_id] * padding
+    image_ids = [image.image_id for image in images]
     seeds = [sample_seed(recipe.seed, recipe.modality.value, image_id) for image_id in image_ids]
-    latents = source.encode(np.stack([*pixels, *[pixels[-1]] * padding]), seeds)
-    return checked_latents(latents, recipe.format, image_ids)[: len(images)]
+    return checked_latents(source.encode(np.stack(pixels), seeds), recipe.format, image_ids)
 
 
 def _interrupted(store: ZarrStore, modalities: Collection[str]) -> WorkInterrupted:
@@ -207,7 +230,8 @@ def _report(
     store: ZarrStore,
     modalities: Collection[str],
     mine: Sequence[Shard],
-    todo: Sequence[Sequence[Shard]],
+    committed: Sequence[Shard],
+    withdrawn: Mapping[str, Mapping[int, CommitRecord]],
     seconds: float,
 ) -> BuildReport:
     own = {shard.index for shard in mine}
@@ -218,8 +242,10 @@ def _report(
     is_complete = not any(store.missing(modality) for modality in store.modalities)
     return BuildReport(
         n_images=len(store.rows),
-        images_encoded=sum(len(shard) for shards in todo for shard in shards),
-        shards_committed=sum(len(shards) for shards in todo),
+        images_encoded=sum(len(shard) for shard in committed),
+        shards_committed=len(committed),
+        shards_repaired=sum(len(records) for records in withdrawn.values()),
+        shards_changed=changed_shards(store, withdrawn),
         shards_missing=sum(len(shards) for shards in missing.values()),
         seconds=seconds,
         content_hash=store.content_hash() if is_complete else None,

@@ -4,7 +4,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dla_cache.errors import StoreError
@@ -14,19 +14,25 @@ def write_durably(path: Path, content: bytes) -> None:
     """Puts `content` at `path`: temporary name, fsync, read back, rename, fsync of the folder.
 
     The caller alone may write `path`, by a lock where there can be others. So the temporary name
-    can be a fixed one, and what a killed attempt leaves there the next one overwrites.
+    can be a fixed one, and what a killed attempt leaves there the next one overwrites. A refused
+    attempt takes its own away: on a full disk it would be what keeps it full.
 
     Raises:
         OSError: if the disk refuses, or does not give back what was written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    if temporary.read_bytes() != content:
-        raise OSError(errno.EIO, "a file does not read back as written")
-    temporary.rename(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if temporary.read_bytes() != content:
+            raise OSError(errno.EIO, "a file does not read back as written")
+        temporary.rename(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
     sync_folder(path.parent)
 
 

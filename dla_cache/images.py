@@ -1,18 +1,40 @@
-"""From a file to pixels, and the one deterministic view that sources see."""
+"""From a file to pixels, and the one deterministic view that sources see and models are evaluated on."""
 
 import hashlib
 import io
+import struct
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from dla_cache.errors import ImageError
 
 Pixels = NDArray[np.uint8]
+
+MAX_PIXELS = 89_478_485
+"""Larger images are refused before they are decoded: a quarter GiB of RGB, where Pillow too suspects a bomb."""
+
+REPLACE_HINT = "replace the file, or drop the image from the manifest"
+
+PILLOW_FAULTS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    RuntimeError,
+    struct.error,
+)
+"""What Pillow's readers raise on damaged bytes."""
+
+START_OF_SCAN = 0xDA
+"""The JPEG marker behind which there is no more metadata."""
 
 
 class ListedImage(Protocol):
@@ -46,41 +68,138 @@ def read_image_bytes(path: Path, row: ListedImage) -> bytes:
 
 
 def decode_image(content: bytes, image_id: str) -> Pixels:
-    """RGB pixels, uint8 [3, H, W]; grey, palette and transparent images are converted.
+    """RGB pixels, uint8 [3, H, W], upright: turned and mirrored as the EXIF orientation says.
+
+    The content decides the format, not the file's name. What other modes and formats become:
+
+    - 1-bit, grey, palette: their colours.
+    - 16-bit grey: the high byte, which is also what Pillow makes of 16-bit colour.
+    - Transparency: dropped, not composited, as by torchvision's and most others' `convert("RGB")`; the
+      colours under it stay.
+    - CMYK: Pillow's plain conversion, without a colour profile.
+    - Animations and stacks: the first frame.
+    - 32-bit and float samples: refused, for nothing says which value is white.
 
     JPEG goes through simplejpeg, which is twice as fast as Pillow but knows no CMYK.
 
     Raises:
-        ImageError: if the bytes are truncated, corrupt, or no image.
+        ImageError: if the bytes are empty, truncated, corrupt, or no image, have more than `MAX_PIXELS`
+            pixels, or samples of unknown range.
     """
+    if not content:
+        raise ImageError(f"image `{image_id}` is empty: 0 bytes", hint=REPLACE_HINT)
     try:
-        if simplejpeg.is_jpeg(content) and simplejpeg.decode_jpeg_header(content)[2] in ("YCbCr", "Gray", "RGB"):
+        header = simplejpeg.decode_jpeg_header(content) if simplejpeg.is_jpeg(content) else None
+        if header is not None and header[2] in ("YCbCr", "Gray", "RGB"):
+            height, width, *_ = header
+            _check_size(width, height)
             pixels = simplejpeg.decode_jpeg(content, colorspace="RGB")
+            exif = _exif_of_jpeg(content)
         else:
-            with Image.open(io.BytesIO(content)) as image:
-                pixels = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ImageError(
-            f"image `{image_id}` cannot be decoded: {error}",
-            hint="replace the file, or drop the image from the manifest",
-        ) from error
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+            pixels, exif = _decode_other(content)
+    except UnidentifiedImageError as error:  # its own message shows a buffer's address
+        fault = "it is in no known image format, or cut off"
+        raise ImageError(f"image `{image_id}` cannot be decoded: {fault}", hint=REPLACE_HINT) from error
+    except (*PILLOW_FAULTS, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"image `{image_id}` cannot be decoded: {error}", hint=REPLACE_HINT) from error
+    return np.ascontiguousarray(_upright(pixels, _orientation(exif)))
 
 
-def source_view(pixels: Pixels, size: int) -> Pixels:
-    """The view a source sees, uint8 [3, size, size]: shorter side to `size`, centre crop.
+def _decode_other(content: bytes) -> tuple[Pixels, bytes]:
+    """Pixels [H, W, 3] and the EXIF block, which Pillow itself has heeded and left out in TIFF."""
+    with Image.open(io.BytesIO(content)) as image:
+        _check_size(*image.size)
+        if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+            raise ValueError(f"32-bit samples (mode `{image.mode}`) have no known range; save it with 8 or 16 bits")
+        if image.mode.startswith("I"):
+            high_byte = (np.asarray(image) >> 8).astype(np.uint8)
+            pixels = np.stack([high_byte] * 3, axis=-1)
+        else:
+            image.info.pop("transparency", None)  # else Pillow warns that RGB has none
+            pixels = np.asarray(image.convert("RGB"))
+        return pixels, image.info.get("exif", b"")  # after decoding: a PNG may have it behind its pixels
 
-    Deterministic, because a latent is cached once for an image; training views are the trainer's.
-    Bicubic with antialiasing. An image that is already square and of that size stays as it is.
+
+def _exif_of_jpeg(content: bytes) -> bytes:
+    """The EXIF block of a JPEG whose header has been read; empty if it has none.
+
+    Hops from segment to segment: Pillow takes as long to open a small file as simplejpeg to decode it.
+    """
+    place = 2
+    while content[place] == 0xFF and content[place + 1] != START_OF_SCAN:
+        size = int.from_bytes(content[place + 2 : place + 4], "big")
+        if content.startswith(b"Exif\0\0", place + 4):
+            return content[place + 4 : place + 2 + size]
+        # Any number of 0xFF may stand before a marker.
+        place += 1 if content[place + 1] == 0xFF else 2 + size
+    return b""
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}; save it smaller")
+
+
+def _orientation(exif_block: bytes) -> int:
+    """The EXIF orientation, 1 to 8; 1, as stored, where EXIF is absent, unreadable or says something else."""
+    if not exif_block:
+        return 1
+    exif = Image.Exif()
+    try:
+        exif.load(exif_block)
+        orientation = exif.get(ExifTags.Base.Orientation, 1)
+    except PILLOW_FAULTS:
+        return 1
+    return int(orientation) if orientation in range(1, 9) else 1
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Pixels [3, H, W] as they are to be seen, of stored ones [H, W, 3]."""
+    upright = pixels.transpose(2, 0, 1)
+    if orientation >= 5:
+        upright = upright.swapaxes(1, 2)
+    if orientation in (2, 3, 6, 7):
+        upright = upright[:, :, ::-1]
+    if orientation in (3, 4, 7, 8):
+        upright = upright[:, ::-1]
+    return upright
+
+
+def centre_square(pixels: Pixels, size: int) -> Pixels:
+    """The view that sources see and models are evaluated on, uint8 [3, size, size]: shorter side to `size`, centre crop.
+
+    Deterministic, because a latent is cached once for an image; training views are the trainer's. To the pixel what
+    the image processor of an exported student gives. An image that is already square and of that size stays as it is.
 
     Args:
         pixels: uint8 [3, H, W].
+
+    Raises:
+        ImageError: see `resize_shorter_side`.
+    """
+    resized = resize_shorter_side(pixels, size)
+    _, height, width = resized.shape
+    top, left = (height - size) // 2, (width - size) // 2
+    return np.ascontiguousarray(resized[:, top : top + size, left : left + size])
+
+
+def resize_shorter_side(pixels: Pixels, size: int) -> Pixels:
+    """An image uint8 [3, H, W] with its shorter side of `size` pixels, bicubic with antialiasing.
+
+    The longer side is rounded down, as torchvision and transformers do it.
+
+    Raises:
+        ImageError: if that makes more than `MAX_PIXELS` pixels of a long, thin image.
     """
     _, height, width = pixels.shape
-    if height == width == size:
-        return pixels
     shorter = min(height, width)
-    scaled = (round(width * size / shorter), round(height * size / shorter))
-    resized = np.asarray(Image.fromarray(pixels.transpose(1, 2, 0)).resize(scaled, Image.Resampling.BICUBIC))
-    top, left = (scaled[1] - size) // 2, (scaled[0] - size) // 2
-    return np.ascontiguousarray(resized[top : top + size, left : left + size].transpose(2, 0, 1))
+    if shorter == size:
+        return pixels
+    scaled = (int(size * width / shorter), int(size * height / shorter))
+    if scaled[0] * scaled[1] > MAX_PIXELS:
+        raise ImageError(
+            f"an image of {width} x {height} pixels would have {scaled[0]} x {scaled[1]} when scaled for its view",
+            hint="crop it, or drop it from the manifest: `width` and `height` tell which it is",
+        )
+    resized = Image.fromarray(pixels.transpose(1, 2, 0)).resize(scaled, Image.Resampling.BICUBIC)
+    return np.asarray(resized).transpose(2, 0, 1)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -27,6 +28,8 @@ SCHEMA = pa.schema(
         pa.field("height", pa.int32(), nullable=False),
     ]
 )
+
+COLUMNS_HINT = f"they are {', '.join(f'`{field.name}` {field.type}' for field in SCHEMA)}; only `label` may be null"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +123,14 @@ def write_manifest(path: Path, rows: Iterable[ManifestRow], class_names: Sequenc
     Raises:
         ManifestError: if the rows contradict themselves, or the file cannot be written.
     """
+    values = [asdict(row) for row in rows]
     try:
-        table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-        raise ManifestError(f"rows do not fit the manifest's columns: {error}") from error
+        table = pa.Table.from_pylist(values, schema=SCHEMA).cast(SCHEMA)  # the cast sees nulls
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        raise ManifestError(f"rows do not fit the manifest's columns: {error}", hint=COLUMNS_HINT) from error
+    altered = [str(row["image_id"]) for row, kept in zip(values, table.to_pylist(), strict=True) if row != kept]
+    if altered:  # Arrow cuts a label of .5 down to 0
+        raise ManifestError(f"rows do not fit the manifest's columns: {name_some(altered)}", hint=COLUMNS_HINT)
     manifest = Manifest(table, tuple(class_names), path.parent)
     check_manifest(manifest)
     facts = canonical_json({"format": FORMAT, "class_names": list(class_names)})
@@ -149,22 +156,40 @@ def read_manifest(path: Path) -> Manifest:
         raise ManifestError(
             f"`{path}` cannot be read as a manifest: {error}", hint="check the path; `dla data` writes one"
         ) from error
-    facts = json.loads((table.schema.metadata or {}).get(b"dla", b'{"format": "none of ours"}'))
-    if facts.get("format") != FORMAT:
-        raise ManifestError(
-            f"`{path}` is a manifest of format `{facts.get('format')}`, this dla reads `{FORMAT}`",
-            hint="upgrade dla, or write the manifest again",
-        )
+    class_names = _read_class_names(table, path)
     try:
         table = table.select(SCHEMA.names).cast(SCHEMA)
-    except (KeyError, ValueError, NotImplementedError) as error:
+        table.validate(full=True)  # else broken UTF-8 is noticed by whoever reads the row
+    except (pa.ArrowException, KeyError, ValueError, NotImplementedError) as error:
         raise ManifestError(
-            f"`{path}` does not have the columns of a manifest: {error}",
-            hint=f"they are {', '.join(f'`{field.name}` {field.type}' for field in SCHEMA)}; only `label` may be null",
+            f"`{path}` does not have the columns of a manifest: {error.args[0]}", hint=COLUMNS_HINT
         ) from error
-    manifest = Manifest(table, tuple(facts["class_names"]), path.parent)
+    manifest = Manifest(table, class_names, path.parent)
     check_manifest(manifest)
     return manifest
+
+
+def _read_class_names(table: pa.Table, path: Path) -> tuple[str, ...]:
+    """What stands under `dla` in the schema's metadata, once its format is known."""
+    try:
+        facts = json.loads((table.schema.metadata or {}).get(b"dla", b"{}"))
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(
+            f"`{path}` has metadata `dla` that is no JSON: {error}", hint="write the manifest again"
+        ) from error
+    if not isinstance(facts, dict):
+        raise ManifestError(f"`{path}` has metadata `dla` that is no JSON object", hint="write the manifest again")
+    found = json.dumps(facts.get("format", "none of ours"))
+    if found != str(FORMAT):
+        raise ManifestError(
+            f"`{path}` is a manifest of format `{found}`, this dla reads `{FORMAT}`",
+            hint="upgrade dla, or write the manifest again",
+        )
+    if not isinstance(facts.get("class_names"), list):
+        raise ManifestError(
+            f"`{path}` has no list of class names in its metadata `dla`", hint="write the manifest again"
+        )
+    return tuple(facts["class_names"])
 
 
 def check_manifest(manifest: Manifest) -> None:
@@ -173,11 +198,10 @@ def check_manifest(manifest: Manifest) -> None:
     Raises:
         ManifestError: on the first kind of fault found, naming the images that have it.
     """
-    n_classes = len(manifest.class_names)
-    if len(set(manifest.class_names)) < n_classes:
-        raise ManifestError("a class name stands twice in the class map", hint="give each class its own name")
+    _check_class_names(manifest.class_names)
     if not len(manifest):
         raise ManifestError("the manifest has no image", hint="list at least one")
+    n_classes = len(manifest.class_names)
     seen: set[str] = set()
 
     def is_first(row: ManifestRow) -> bool:
@@ -214,3 +238,19 @@ def check_manifest(manifest: Manifest) -> None:
     for fault, image_ids in faulty.items():
         if image_ids:
             raise ManifestError(f"images {fault}: {name_some(image_ids)}", hint=faults[fault][1])
+
+
+def _check_class_names(class_names: Sequence[object]) -> None:
+    nameless = [repr(name) for name in class_names if not _is_text(name)]
+    if nameless:
+        raise ManifestError(f"class names that are no text: {name_some(nameless)}", hint="write each name as text")
+    twice = [str(name) for name, count in Counter(class_names).items() if count > 1]
+    if twice:
+        raise ManifestError(f"class names that stand twice: {name_some(twice)}", hint="give each class its own name")
+
+
+def _is_text(value: object) -> bool:
+    try:
+        return isinstance(value, str) and bool(value.encode())
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
+        return False

@@ -1,6 +1,6 @@
 """Pixels and raw latents of the same images, batch after batch, in an order that can be resumed.
 
-Legend: B images of a batch, H and W pixels of an image, n images of the stream.
+Legend: B images of a batch, H and W pixels of an image, which may have a size of its own.
 """
 
 from collections import deque
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dla_cache.errors import ImageError, StoreError
+from dla_cache.errors import StoreError
 from dla_cache.images import Pixels, read_image_bytes
 from dla_cache.manifest import path_of
 from dla_cache.store import LatentStore
@@ -36,8 +36,8 @@ class PairBatch:
     image_ids: tuple[str, ...]
     rows: NDArray[np.int64]
     """[B], rows of the store."""
-    pixels: Tensor
-    """uint8 [B, 3, H, W]"""
+    pixels: tuple[Pixels, ...]
+    """B arrays uint8 [3, H, W], each of its own size and read-only: the stream may hand them out again."""
     latents: dict[str, Tensor]
     """Per modality raw latents [B, *shape] in the stored dtype."""
     labels: Tensor
@@ -118,7 +118,7 @@ class PairStream:
         """The batch of a number, counted over all epochs.
 
         Raises:
-            ImageError: if a file is missing, has changed, or decodes to another size than the others.
+            ImageError: if a file is missing, has changed, or is no image.
             CorruptShardError: if a latent is damaged.
         """
         epoch, within = divmod(number, len(self))
@@ -127,7 +127,7 @@ class PairStream:
         return PairBatch(
             image_ids=tuple(self._store.rows.image_ids[row] for row in rows),
             rows=rows,
-            pixels=torch.from_numpy(self._pixels.take(positions)),
+            pixels=self._pixels.take(positions),
             latents={name: torch.from_numpy(self._store.read(name, rows)) for name in self.modalities},
             labels=torch.from_numpy(self._labels[positions]),
             epoch=epoch,
@@ -140,7 +140,7 @@ class PairStream:
 
 
 class _PixelCache:
-    """Decoded pixels of the images of a stream; the first ones are kept, as many as fit."""
+    """Decoded pixels of the images of a stream; those that are asked for first are kept, as many as fit."""
 
     def __init__(
         self, images: Sequence[StoredImage], image_root: Path, decode: Decode, keep_decoded_bytes: int
@@ -148,33 +148,22 @@ class _PixelCache:
         self._images = images
         self._image_root = image_root
         self._decode = decode
-        first = self._read(0)
-        self._shape = first.shape
-        n_kept = min(len(images), keep_decoded_bytes // first.nbytes)
-        self._kept = np.empty((n_kept, *self._shape), np.uint8)
-        self._is_kept = np.zeros(len(images), bool)
+        self._kept: dict[int, Pixels] = {}
+        self._bytes_left = keep_decoded_bytes
+        self._read(0)  # a wrong image root shows now, not at the first batch
 
-    def take(self, positions: NDArray[np.int64]) -> Pixels:
-        """Pixels uint8 [B, 3, H, W] of the images at `positions` of the stream."""
-        pixels = np.empty((len(positions), *self._shape), np.uint8)
-        known = self._is_kept[positions]
-        pixels[known] = self._kept[positions[known]]
-        for place in np.flatnonzero(~known).tolist():
-            position = int(positions[place])
-            pixels[place] = self._decoded(position)
-            if position < len(self._kept):
-                self._kept[position] = pixels[place]
-                self._is_kept[position] = True
-        return pixels
+    def take(self, positions: NDArray[np.int64]) -> tuple[Pixels, ...]:
+        """Pixels of the images at `positions` of the stream."""
+        return tuple(self._pixels_of(position) for position in positions.tolist())
 
-    def _decoded(self, position: int) -> Pixels:
+    def _pixels_of(self, position: int) -> Pixels:
+        if position in self._kept:
+            return self._kept[position]
         pixels = self._read(position)
-        if pixels.shape != self._shape:
-            raise ImageError(
-                f"image `{self._images[position].image_id}` decodes to `{list(pixels.shape)}`,"
-                f" `{self._images[0].image_id}` to `{list(self._shape)}`",
-                hint="bring all images to one size when decoding",
-            )
+        pixels.flags.writeable = False
+        if pixels.nbytes <= self._bytes_left:
+            self._bytes_left -= pixels.nbytes
+            self._kept[position] = pixels
         return pixels
 
     def _read(self, position: int) -> Pixels:

@@ -4,20 +4,25 @@ A `CacheSpec` is what a user writes. A `Recipe` is what a source makes of one of
 everything that decides the stored numbers, and nothing else (no path, device, time or worker).
 """
 
+import difflib
 import hashlib
 import json
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from dla_cache.errors import SpecError
 
 WRITER_VERSION = 1
 """Part of every recipe: raised when the same recipe would store other numbers."""
 
+UNKNOWN_FIELDS = "unknown_fields"
+"""Type of the fault that a model finds in a mapping with fields it does not have."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -36,6 +41,16 @@ class StrictModel(BaseModel):
     """Base of every config and record: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_each_field(cls, value: Any) -> Any:
+        # Pydantic's own refusal knows the place alone, and comes with a second fault if the field was required.
+        unknown = [str(name) for name in value if name not in cls.model_fields] if isinstance(value, dict) else []
+        if unknown:
+            facts = {"model": cls.__name__, "unknown": unknown, "known": list(cls.model_fields)}
+            raise PydanticCustomError(UNKNOWN_FIELDS, "unknown fields {unknown}; {model} has {known}", facts)
+        return value
 
 
 class LatentFormat(StrictModel):
@@ -88,7 +103,7 @@ class CacheSpec(StrictModel):
     latents: Annotated[tuple[LatentSpec, ...], Field(min_length=1)]
     shard_size: Annotated[int, Field(gt=0, le=1_000_000)] = 512
     """Images per shard: the unit of work and of commit."""
-    splits: tuple[str, ...] | None = None
+    splits: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
     """Splits of the manifest to build; all when absent."""
 
     @model_validator(mode="after")
@@ -134,35 +149,87 @@ def read_yaml(path: Path, model: type[M]) -> M:
     return parse_spec(load_yaml(path), model, where=str(path))
 
 
+class StrictLoader(yaml.SafeLoader):
+    """Safe YAML without second thoughts: a key stands once in a mapping, and every fault is a `yaml.YAMLError`."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """The mapping as it is written: what `<<` merges into it may be said again."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if (key.tag, str(key.value)) in seen:
+                raise yaml.MarkedYAMLError(problem=f"it says `{key.value}` twice", problem_mark=key.start_mark)
+            seen.add((key.tag, str(key.value)))
+        return node
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """The value of a node, as a date of which Python may say that there is no month 13."""
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, LookupError, ArithmeticError, AttributeError, TypeError) as error:
+            fault = f"`{node.value}` cannot be read as `{node.tag.rpartition(':')[2]}`"
+            raise yaml.MarkedYAMLError(problem=fault, problem_mark=node.start_mark) from error
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, unchecked.
 
     Raises:
-        SpecError: if the file is missing or holds no mapping.
+        SpecError: if the file is missing, holds no mapping, or says a key twice.
     """
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = StrictLoader(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise SpecError(f"`{path}` cannot be read: {error.strerror}", hint="check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"`{path}` is no YAML: {error}") from error
+    except RecursionError as error:
+        raise SpecError(f"`{path}` is nested too deeply", hint="check for brackets that are never closed") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise SpecError(
+            f"`{path}` is no YAML: {_yaml_fault(error)}", hint="check quotes, brackets and indentation there"
+        ) from error
     if not isinstance(value, dict):
         raise SpecError(f"`{path}` holds no mapping of keys to values", hint="see manifests/README.md for the fields")
     return value
+
+
+def _yaml_fault(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem}, line {error.problem_mark.line + 1}"
+    return " ".join(str(error).split())
 
 
 def parse_spec(value: dict[str, Any], model: type[M], *, where: str) -> M:
     """`value` as a checked `model`; every fault is named with its place.
 
     Raises:
-        SpecError: listing each faulty field.
+        SpecError: listing each faulty field; for an unknown one also the nearest name, and those there are.
     """
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        faults = "; ".join(
-            f"`{'.'.join(str(part) for part in fault['loc']) or model.__name__}`: {fault['msg']}"
-            for fault in error.errors()
-        )
-        known = ", ".join(f"`{name}`" for name in model.model_fields)
-        raise SpecError(f"`{where}` does not fit {model.__name__}: {faults}", hint=f"known fields: {known}") from error
+        faults = _innermost(error.errors())
+        told = "; ".join(_told(fault, model) for fault in faults)
+        known = {fault["ctx"]["model"]: fault["ctx"]["known"] for fault in faults if fault["type"] == UNKNOWN_FIELDS}
+        lists = [f"fields of {name}: {', '.join(f'`{field}`' for field in fields)}" for name, fields in known.items()]
+        hint = "; ".join(lists) or "see manifests/README.md for the fields and their bounds"
+        raise SpecError(f"`{where}` does not fit {model.__name__}: {told}", hint=hint) from error
+
+
+def _innermost(faults: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """The faults without those that follow from a deeper one: pydantic calls a list of one faulty entry too short."""
+    above = {fault["loc"][:depth] for fault in faults for depth in range(len(fault["loc"]))}
+    return [fault for fault in faults if fault["loc"] not in above]
+
+
+def _told(fault: ErrorDetails, model: type[BaseModel]) -> str:
+    """One fault in words, with its place."""
+    place = [str(part) for part in fault["loc"]]
+    if fault["type"] != UNKNOWN_FIELDS:
+        # What our own validators say, without the `Value error, ` that pydantic puts before it.
+        message = fault["ctx"]["error"] if fault["type"] == "value_error" else fault["msg"]
+        return f"`{'.'.join(place) or model.__name__}`: {message}"
+    told = []
+    for name in fault["ctx"]["unknown"]:
+        nearest = difflib.get_close_matches(name, fault["ctx"]["known"], n=1)
+        told.append(f"unknown field `{'.'.join([*place, name])}`" + "".join(f", did you mean `{n}`?" for n in nearest))
+    return "; ".join(told)

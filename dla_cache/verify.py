@@ -1,7 +1,7 @@
 """Whether a store holds what its records and its manifest say: every byte is read."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from dla_cache.errors import name_some
@@ -9,7 +9,14 @@ from dla_cache.manifest import Manifest
 from dla_cache.shards import Shard
 from dla_cache.store.commits import CommitRecord
 from dla_cache.store.content import content_sum
-from dla_cache.store.layout import ShardLayout, array_folder, array_metadata, commits_folder, damaged_records
+from dla_cache.store.layout import (
+    ShardLayout,
+    array_folder,
+    array_metadata,
+    commits_folder,
+    damaged_records,
+    group_metadata,
+)
 from dla_cache.store.metadata import read_json
 from dla_cache.store.zarr_store import ZarrStore
 
@@ -56,10 +63,10 @@ def verify_store(
     shards_committed = sum(len(committed) for committed in records.values())
     shards_checked = bytes_checked = 0
     for modality, committed in records.items():
-        problems += _record_problems(store, modality, committed)
+        problems += _plan_problems(store, modality, committed)
         for shard in store.shards:
             if shard.index in committed:
-                problems += _shard_problems(store, modality, shard, committed[shard.index])
+                problems += shard_problems(store, modality, shard, committed[shard.index])
                 shards_checked += 1
                 bytes_checked += committed[shard.index].size_bytes
                 if on_progress is not None:
@@ -93,25 +100,43 @@ def _manifest_problems(store: ZarrStore, manifest: Manifest) -> Iterator[Problem
 
 
 def _metadata_problems(store: ZarrStore) -> Iterator[Problem]:
-    for modality in store.modalities:
-        path = array_folder(store.path, modality) / "zarr.json"
-        if read_json(path) != array_metadata(store.recipe(modality), len(store.rows), store.shard_size):
-            yield Problem(str(path.relative_to(store.path)), "it does not describe the array of its recipe")
+    expected = {
+        array_folder(store.path, modality): array_metadata(store.recipe(modality), len(store.rows), store.shard_size)
+        for modality in store.modalities
+    }
+    for folder, metadata in {store.path / "latents": group_metadata({}), **expected}.items():
+        try:
+            is_as_expected = read_json(folder / "zarr.json") == metadata
+        except (OSError, ValueError):
+            is_as_expected = False
+        if not is_as_expected:
+            name = (folder / "zarr.json").relative_to(store.path).as_posix()
+            yield Problem(name, "it does not describe what lies there: `dla cache build` writes it again")
 
 
-def _record_problems(store: ZarrStore, modality: str, committed: dict[int, CommitRecord]) -> Iterator[Problem]:
-    recipe_hash = store.recipe(modality).hash
+def _plan_problems(store: ZarrStore, modality: str, committed: Mapping[int, CommitRecord]) -> Iterator[Problem]:
     for shard in store.missing(modality):
         yield Problem(f"{modality}, shard {shard}", "not committed: run `dla cache build` again")
-    for shard, record in sorted(committed.items()):
-        if shard >= len(store.shards) or record.n_rows != len(store.shards[shard]):
-            yield Problem(f"{modality}, shard {shard}", f"its record of {record.n_rows} images fits no planned shard")
-        elif (record.recipe_hash, record.modality) != (recipe_hash, modality):
-            yield Problem(f"{modality}, shard {shard}", f"its record is of another recipe, `{record.recipe_hash}`")
+    for shard in sorted(committed.keys() - range(len(store.shards))):
+        yield Problem(f"{modality}, shard {shard}", "it is committed, and not planned")
 
 
-def _shard_problems(store: ZarrStore, modality: str, shard: Shard, record: CommitRecord) -> Iterator[Problem]:
+def record_problem(store: ZarrStore, modality: str, shard: Shard, record: CommitRecord) -> str | None:
+    """What keeps a record from being that of this shard, if anything does."""
+    if record.n_rows != len(shard):
+        return f"its record is of {record.n_rows} images, {len(shard)} are planned"
+    if (record.recipe_hash, record.modality) != (store.recipe(modality).hash, modality):
+        return f"its record is of another recipe, `{record.recipe_hash}`"
+    return None
+
+
+def shard_problems(store: ZarrStore, modality: str, shard: Shard, record: CommitRecord) -> Iterator[Problem]:
+    """All that is amiss with one committed shard; reads every byte of it."""
     where = f"{modality}, shard {shard.index}"
+    problem = record_problem(store, modality, shard, record)
+    if problem is not None:
+        yield Problem(where, problem)
+        return
     layout = ShardLayout.of(store.recipe(modality), store.shard_size)
     image_ids = store.rows.image_ids[shard.start : shard.stop]
     path = store.shard_path(modality, shard.index)

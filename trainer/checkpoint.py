@@ -1,5 +1,6 @@
 """Checkpoints and run records: one safetensors file each, written whole or not at all."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dla_cache.durable import make_folder, write_durably, writing_to
-from dla_cache.errors import CheckpointError
+from dla_cache.errors import CheckpointError, name_some
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -26,28 +27,67 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Writes tensors and JSON-able facts as one safetensors file, atomically."""
+    """Writes tensors and JSON-able facts as one safetensors file with its checksum, atomically."""
     # Tied weights and views are copied: safetensors refuses tensors that share memory.
     copies = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
-    write_atomically(path, save(copies, metadata={"facts": json.dumps(facts)}))
+    said = json.dumps(facts)
+    write_atomically(path, save(copies, metadata={"facts": said, "sha256": checksum_of(copies, said)}))
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors (on the CPU) and facts of a checkpoint.
 
     Raises:
-        CheckpointError: if the file is missing, truncated, or not one of ours.
+        CheckpointError: if the file is missing, truncated, altered, or not one of ours.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})["facts"])
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 (no mapping)
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint at `{path}`", hint="train the run first, or check the path") from error
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
-        raise CheckpointError(f"`{path}` is no checkpoint of dla: {error}", hint="train the run again") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"`{path}` is no checkpoint of dla: {error}", hint=start_again(path.parent)) from error
+    if not {"facts", "sha256"} <= metadata.keys():
+        raise CheckpointError(
+            f"`{path}` is no checkpoint of this version of dla: it has no checksum", hint=start_again(path.parent)
+        )
+    if checksum_of(tensors, metadata["facts"]) != metadata["sha256"]:
+        raise CheckpointError(
+            f"`{path}` is damaged: its content does not have its checksum", hint=start_again(path.parent)
+        )
+    return tensors, json.loads(metadata["facts"])
+
+
+def checksum_of(tensors: Mapping[str, Tensor], facts: str) -> str:
+    """sha256 over facts, names, dtypes, shapes and bytes of contiguous CPU tensors, hexadecimal."""
+    digest = hashlib.sha256(facts.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def start_again(folder: Path) -> str:
+    """The hint where a run cannot be saved: a folder that holds one is not trained into anew."""
+    return f"restore the file from a copy, or remove `{folder}` and train the run again"
+
+
+def fitting(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Those of the tensors read from `path` that `wanted` names.
+
+    Raises:
+        CheckpointError: if one is missing or has another shape: the file is of another model.
+    """
+    strange = [name for name, like in wanted.items() if name not in tensors or tensors[name].shape != like.shape]
+    if strange:
+        raise CheckpointError(
+            f"`{path}` is of another model: {name_some(strange)} missing or of another shape",
+            hint=start_again(path.parent),
+        )
+    return {name: tensors[name] for name in wanted}
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -87,9 +127,23 @@ class MetricsFile:
         self.path = path
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                yield json.loads(line)
+        """The records in order; a last line without its end, as a kill leaves it, counts as not written.
+
+        Raises:
+            CheckpointError: if a line is no JSON object with a `step`.
+        """
+        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+            except ValueError:  # no JSON, or no UTF-8
+                record = None
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise CheckpointError(
+                    f"line {number} of `{self.path}` is damaged: no JSON object with a `step`",
+                    hint="mend the line, or remove the file: training needs nothing in it",
+                )
+            yield record
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds one line.
@@ -106,14 +160,8 @@ class MetricsFile:
         """Drops what a killed run wrote after its last checkpoint, so that a resumed run tells each step once.
 
         Raises:
+            CheckpointError: if a line is damaged.
             StoreError: if the folder cannot be written.
         """
-        lines = []
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:  # the line a kill cut in two
-                continue
-            if record["step"] <= step:
-                lines.append(line + "\n")
-        write_atomically(self.path, "".join(lines).encode())
+        kept = "".join(json.dumps(record) + "\n" for record in self if record["step"] <= step)
+        write_atomically(self.path, kept.encode())

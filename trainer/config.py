@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+import torch
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from dla_cache.errors import SpecError
 from dla_cache.spec import StrictModel, parse_spec
@@ -25,6 +26,9 @@ MODEL_CONFIGS: Mapping[str, type[StrictModel]] = {
 DERIVED_FIELDS = frozenset({"n_classes", "formats", "modalities", "image_size"})
 """Model fields that the store and the run decide, and `model` may not."""
 
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 PLACES = ("store", "images", "output", "teacher")
 """Fields of a run that are paths; a run file's are relative to the file. They are no part of what a run is."""
@@ -76,9 +80,9 @@ class RunConfig(StrictModel):
     transfer_per_batch: Annotated[int, Field(ge=0)] = 0
     image_size: Annotated[int, Field(gt=0)] = 224
     """Side in pixels of what a model sees."""
-    pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    pixel_mean: tuple[Finite, Finite, Finite] = (0.5, 0.5, 0.5)
     """Per channel, pixels in [0, 1]; subtracted before a model sees them."""
-    pixel_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    pixel_std: tuple[PositiveFinite, PositiveFinite, PositiveFinite] = (0.5, 0.5, 0.5)
     """Per channel; divided by. Small patches of low contrast drown beside their positions otherwise."""
     model: dict[str, Any] = Field(default_factory=dict)
     """Fields of ProbeConfig, TeacherConfig or StudentConfig that the store does not decide."""
@@ -93,9 +97,21 @@ class RunConfig(StrictModel):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Decides initialisation, order, views and dropout."""
     device: str = "cpu"
+    """As torch names it: `cpu`, `cuda`, `cuda:1`, …"""
+
+    @field_validator("device")
+    @classmethod
+    def _device_has_a_name(cls, value: str) -> str:
+        try:
+            torch.device(value)
+        except RuntimeError:
+            raise ValueError(f"torch knows no device `{value}`; for example `cpu`, `cuda` or `cuda:1`") from None
+        return value
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
+        if self.epochs is not None and "steps" in self.loop.model_fields_set:
+            raise ValueError("`epochs` and `loop.steps` both say how long: leave one out, or set `epochs: null`")
         known = set(MODEL_CONFIGS[self.kind].model_fields) - DERIVED_FIELDS
         unknown = sorted(set(self.model) - known)
         if unknown:
@@ -116,6 +132,14 @@ class RunConfig(StrictModel):
             raise ValueError("nothing in this run learns from the transfer images: drop `roles.transfer`")
         return self
 
+    @model_serializer(mode="wrap")
+    def _with_one_length(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What is written out must be a run file again, and one that names both lengths is refused.
+        fields: dict[str, Any] = serialise(self)
+        if self.epochs is not None:
+            fields["loop"].pop("steps")
+        return fields
+
     @property
     def training_splits(self) -> tuple[str, ...]:
         """Splits whose statistics may be known to the model."""
@@ -130,6 +154,8 @@ class RunConfig(StrictModel):
 def resolve_run(value: Mapping[str, Any], *, base: Path, where: str) -> RunConfig:
     """The run that `value` describes: its `preset` below it, its paths taken from `base`.
 
+    A run that says how long, in `epochs` or in `loop.steps`, takes the place of the preset's length.
+
     Raises:
         SpecError: for an unknown preset or field, or parts that do not fit together.
     """
@@ -140,11 +166,21 @@ def resolve_run(value: Mapping[str, Any], *, base: Path, where: str) -> RunConfi
             f"`{where}` asks for preset `{name}` of a `{kind}`",
             hint=f"presets: {', '.join(PRESETS)}; kinds: {', '.join(MODEL_CONFIGS)}",
         )
-    merged = merge(PRESETS[name][kind] if name is not None and kind is not None else {}, given)
+    preset = PRESETS[name][kind] if name is not None and kind is not None else {}
+    loop = given.get("loop")
+    if given.get("epochs") is not None or (isinstance(loop, Mapping) and "steps" in loop):
+        preset = without_length(preset)
+    merged = merge(preset, given)
     for field in PLACES:
         if isinstance(merged.get(field), str):
             merged[field] = str(base / merged[field])
     return parse_spec(merged, RunConfig, where=where)
+
+
+def without_length(preset: Mapping[str, Any]) -> dict[str, Any]:
+    """The preset without what says how long it trains."""
+    loop = {name: value for name, value in preset.get("loop", {}).items() if name != "steps"}
+    return {**{name: value for name, value in preset.items() if name != "epochs"}, "loop": loop}
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

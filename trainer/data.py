@@ -3,19 +3,19 @@
 An unlabelled image carries the label -1 and takes part in distillation only.
 """
 
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from dla_cache.images import decode_image, source_view
-from dla_cache.pairs import PairBatch, PairStream
+from dla_cache.images import Pixels, centre_square, decode_image, resize_shorter_side
+from dla_cache.pairs import Decode, PairBatch, PairStream
 from dla_cache.store import LatentStore
-from trainer.views import ViewConfig, apply_views, draw_views
+from trainer.views import ViewConfig, draw_views, view_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,8 @@ class PairSource:
 
     def training(self, roles: Sequence[Role]) -> Callable[[int], Generator[Batch, None, None]]:
         """Endless shuffled batches from a step on, the roles' images one after another in each."""
-        streams = [self._stream(role, self.modalities, shuffle=True, drop_last=True) for role in roles]
+        decode = self._decode_original if self.view.is_cropped else self._decode_centre
+        streams = [self._stream(role, self.modalities, decode, shuffle=True, drop_last=True) for role in roles]
 
         def batches(step: int) -> Generator[Batch, None, None]:
             iterators = [stream.batches(step) for stream in streams]
@@ -97,37 +98,44 @@ class PairSource:
         return batches
 
     def evaluation(self, role: Role, modalities: Sequence[str]) -> Callable[[], Iterator[Batch]]:
-        """Each image once, in row order, the whole image as its view; a student needs no `modalities`."""
-        stream = self._stream(role, modalities, shuffle=False, drop_last=False)
+        """Each image once, in row order, its centre square as its view; a student needs no `modalities`."""
+        stream = self._stream(role, modalities, self._decode_centre, shuffle=False, drop_last=False)
 
         def batches() -> Iterator[Batch]:
             for pairs in stream.epoch_once():
-                yield self._batch([pairs], self.pixel_scale.apply(pairs.pixels))
+                yield self._batch([pairs], self.pixel_scale.apply(torch.from_numpy(np.stack(pairs.pixels))))
 
         return batches
 
-    def _stream(self, role: Role, modalities: Sequence[str], *, shuffle: bool, drop_last: bool) -> PairStream:
+    def _stream(
+        self, role: Role, modalities: Sequence[str], decode: Decode, *, shuffle: bool, drop_last: bool
+    ) -> PairStream:
         return PairStream(
             self.store,
             self.images,
             role.splits,
             role.batch_size,
             seed=self.seed,
-            decode=self._decode,
+            decode=decode,
             modalities=modalities,
             shuffle=shuffle,
             drop_last=drop_last,
         )
 
-    def _decode(self, data: bytes, image_id: str) -> NDArray[np.uint8]:
-        return source_view(decode_image(data, image_id), self.image_size)
+    def _decode_centre(self, data: bytes, image_id: str) -> Pixels:
+        return centre_square(decode_image(data, image_id), self.image_size)
+
+    def _decode_original(self, data: bytes, image_id: str) -> Pixels:
+        # So small the smallest crop still has `image_size` pixels a side; a camera's picture would fill the memory.
+        return shrink(decode_image(data, image_id), math.ceil(self.image_size / math.sqrt(self.view.scale_min)))
 
     def _joined(self, parts: Sequence[PairBatch]) -> Batch:
-        views = [
-            apply_views(part.pixels, draw_views(self.seed, part.image_ids, part.epoch, self.view), self.image_size)
-            for part in parts
-        ]
-        return self._batch(parts, self.pixel_scale.apply(torch.cat(views)))
+        return self._batch(parts, self.pixel_scale.apply(torch.cat([self._viewed(part) for part in parts])))
+
+    def _viewed(self, part: PairBatch) -> Tensor:
+        aspects = np.array([pixels.shape[2] / pixels.shape[1] for pixels in part.pixels])
+        views = draw_views(self.seed, part.image_ids, part.epoch, self.view, aspects)
+        return view_images(part.pixels, views, self.image_size)
 
     def _batch(self, parts: Sequence[PairBatch], pixels: Tensor) -> Batch:
         latents = {name: torch.cat([part.latents[name] for part in parts]) for name in parts[0].latents}
@@ -140,6 +148,11 @@ class PairSource:
             },
             labels=torch.cat([part.labels for part in parts]).to(self.device),
         )
+
+
+def shrink(pixels: Pixels, shorter_side: int) -> Pixels:
+    """An image uint8 [3, H, W] at most so large, its aspect kept."""
+    return pixels if min(pixels.shape[1:]) <= shorter_side else resize_shorter_side(pixels, shorter_side)
 
 
 def seen_by(role: Role, part: PairBatch) -> PairBatch:

@@ -16,10 +16,12 @@ from dla_cache.errors import CheckpointError, DeadLossError, TrainingError, Work
 from dla_cache.spec import StrictModel
 from trainer.checkpoint import (
     MetricsFile,
+    fitting,
     load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
+    start_again,
     with_prefix,
     without_prefix,
 )
@@ -157,12 +159,14 @@ class Loop:
         *,
         on_progress: Callable[[Progress], None] = lambda _: None,
         should_stop: Callable[[], bool] = lambda: False,
+        hint_to_resume: str = "run the same command again; it goes on from there",
     ) -> LoopResult:
         """Trains from the current step to the last; evaluates, logs and checkpoints on the way.
 
         Args:
             batches: gives the endless batches from a step on; a batch depends on its step only.
             evaluate: metrics of the task as it stands; the highest `selection` is kept as best.
+            hint_to_resume: what to do after a stop, as the caller's own interface has it.
 
         Raises:
             DeadLossError: see `gradient_norms`; looked at on the first step and at every evaluation.
@@ -181,7 +185,7 @@ class Loop:
                     self.save("last")
                     raise WorkInterrupted(
                         f"training stopped at step {self.step} of {self.config.steps}; `{self.folder}` is kept",
-                        hint="run the same command with `--resume`",
+                        hint=hint_to_resume,
                     )
                 began = time.perf_counter()
                 batch = next(stream)
@@ -268,7 +272,7 @@ class Loop:
             with_prefix("task", self.task.module.state_dict())
             | with_prefix("averaged", self.averaged)
             | with_prefix("optimizer", optimizer_tensors(self.optimizer))
-            | {"rng": torch.get_rng_state()}
+            | self.random_states()
         )
         facts = {
             "step": self.step,
@@ -279,23 +283,44 @@ class Loop:
         }
         save_checkpoint(self.folder / f"{name}.safetensors", tensors, facts)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the task is."""
+        return next(self.task.module.parameters()).device
+
+    def random_states(self) -> dict[str, Tensor]:
+        """The states of the generators that dropout draws from: the CPU's, and that of a CUDA device in use."""
+        states = {"rng": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["rng_cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
+
     def resume(self) -> None:
         """Goes back to the last checkpoint of the folder.
 
         Raises:
-            CheckpointError: if there is none, or it belongs to another loop config.
+            CheckpointError: if there is none, it is damaged, or it belongs to another model or loop config.
         """
         path = self.folder / "last.safetensors"
         tensors, facts = load_checkpoint(path)
+        if "config" not in facts:
+            raise CheckpointError(
+                f"`{path}` holds weights alone, not where a run is: it is a copy of another file",
+                hint=start_again(self.folder),
+            )
         if facts["config"] != self.config.model_dump():
             changed = [k for k, v in self.config.model_dump().items() if facts["config"].get(k) != v]
             raise CheckpointError(
                 f"`{path}` was trained with another {', '.join(f'`{name}`' for name in changed)}",
                 hint="restore the setting, or train into another folder",
             )
-        self.task.module.load_state_dict(without_prefix("task", tensors))
+        module = self.task.module
+        module.load_state_dict(fitting(without_prefix("task", tensors), module.state_dict(), path))
         restore_optimizer(self.optimizer, without_prefix("optimizer", tensors))
-        self.averaged = without_prefix("averaged", tensors)
+        averaged = fitting(without_prefix("averaged", tensors), self.averaged, path)
+        self.averaged = {name: value.to(self.averaged[name].device) for name, value in averaged.items()}
         self.step, self.best_step, self.best_metrics = facts["step"], facts["best_step"], facts["best_metrics"]
         self.train_seconds = facts["train_seconds"]
         torch.set_rng_state(tensors["rng"])
+        if self.device.type == "cuda" and "rng_cuda" in tensors:  # a run may move from the CPU to a GPU
+            torch.cuda.set_rng_state(tensors["rng_cuda"], self.device)

@@ -1,5 +1,6 @@
 """One training run from its config to its folder: config, data facts, metrics, weights, result."""
 
+import hashlib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -7,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import ViTImageProcessorPil
 
 from dla_cache.errors import RecipeMismatchError, SpecError, name_some
 from dla_cache.spec import StrictModel, parse_spec
 from dla_cache.store import LatentStore, open_store
-from trainer.checkpoint import load_checkpoint, write_atomically
+from trainer.checkpoint import fitting, load_checkpoint, write_atomically
 from trainer.config import MODEL_CONFIGS, RunConfig
 from trainer.data import PairSource, PixelScale, Role
 from trainer.evaluate import measure_accuracy
@@ -22,12 +22,15 @@ from trainer.run_folder import (
     DataFacts,
     RunResult,
     begin_folder,
+    begun_facts,
     check_same_run,
+    digest_of_rows,
+    locked_run,
     read_config,
     read_facts,
     read_result,
 )
-from trainer.student import StudentConfig, build_student
+from trainer.student import StudentConfig, build_student, export_student
 from trainer.tasks import ClassifierTask, FrozenClassifier, ProbeTask, StudentTask, TeacherTask
 from trainer.teacher import Teacher, TeacherConfig
 
@@ -42,6 +45,8 @@ class TrainedRun:
     config: RunConfig
     facts: DataFacts
     task: ProbeTask | TeacherTask | StudentTask
+    weights_sha256: str
+    """Of the file of its kept weights."""
 
 
 def train_run(
@@ -56,18 +61,33 @@ def train_run(
     A finished run is returned as it stands. Resuming continues bitwise where the last checkpoint was.
 
     Raises:
-        CheckpointError: if the folder holds another run, or one that was begun and `resume` is not set.
-        RecipeMismatchError: if the teacher, or the run to resume, was trained on other latents than the store holds.
+        CheckpointError: if another process trains in the folder, it holds another run, or one that was begun and
+            `resume` is not set.
+        RecipeMismatchError: if the teacher was trained on other latents than the store holds, or the run to resume on
+            other data.
         StoreError, SpecError: if a role has no image, or an image without the label that it needs.
         DeadLossError, TrainingError, WorkInterrupted: see the loop.
     """
+    with locked_run(Path(config.output)):
+        return _train_locked(config, resume=resume, on_progress=on_progress, should_stop=should_stop)
+
+
+def _train_locked(
+    config: RunConfig,
+    *,
+    resume: bool,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> RunResult:
     folder = Path(config.output)
+    begun = begun_facts(folder, resume=resume)
     store = open_store(Path(config.store))
     target_run = load_run(Path(config.teacher)) if config.teacher is not None else None
-    facts = data_facts(config, store, target_run)
-    if (folder / "result.json").exists() and resume:
-        check_same_run(folder, config, facts)
-        return read_result(folder)
+    facts = data_facts(config, store, target_run, begun)
+    if begun is not None:
+        check_same_run(folder, config, begun, facts)
+        if (folder / "result.json").exists():
+            return read_result(folder)
     check_roles(config, store)
     if target_run is not None:
         check_same_pixels(config, target_run)
@@ -102,14 +122,21 @@ def train_run(
     training = pairs.training(roles)
     with closing(training(0)) as stream:
         position_to_content = task.position_to_content(next(stream))
-    # Now that all parts fit: a folder begun for a run that cannot start would stand in the way of the corrected one.
-    begin_folder(folder, config, facts, resume=resume)
     loop = Loop(task, resolve_loop(config, store), folder, seed=config.seed)
-    if resume and (folder / "last.safetensors").exists():
+    if begun is None:
+        # Now that all parts fit: one begun for a run that cannot start would stand in the way of the corrected run.
+        begin_folder(folder, config, facts)
+    elif (folder / "last.safetensors").exists():
         loop.resume()
-    done = loop.run(training, evaluate, on_progress=on_progress, should_stop=should_stop)
+    done = loop.run(
+        training,
+        evaluate,
+        on_progress=on_progress,
+        should_stop=should_stop,
+        hint_to_resume="run the same command with `--resume`",
+    )
 
-    task.module.load_state_dict(load_checkpoint(folder / "best.safetensors")[0])
+    load_best(folder, task)
     test = measure_accuracy(task, pairs.evaluation(Role(config.roles.test, EVALUATION_BATCH_SIZE), facts.modalities))
     answer = next(iter(test.values()))
     low, high = answer.interval()
@@ -128,32 +155,46 @@ def train_run(
         images_per_s=loop.step * config.images_per_step / done.train_seconds,
     )
     if isinstance(task, StudentTask):
-        export_student(task, config, facts, folder / "student")
+        scale = PixelScale(config.pixel_mean, config.pixel_std)
+        export_student(
+            task.student,
+            folder / "student",
+            class_names=facts.class_names,
+            image_size=config.image_size,
+            pixel_scale=scale,
+        )
     write_atomically(folder / "result.json", result.model_dump_json(indent=1).encode())
     return result
 
 
-def data_facts(config: RunConfig, store: LatentStore, target_run: TrainedRun | None) -> DataFacts:
-    """What the run will remember of its data.
+def data_facts(
+    config: RunConfig, store: LatentStore, target_run: TrainedRun | None, begun: DataFacts | None = None
+) -> DataFacts:
+    """What the run will remember of its data; one that was `begun` sees the modalities it saw then.
 
     Raises:
         RecipeMismatchError: if the run learns from a model of other latents or other classes.
         SpecError: if it asks for a modality that the store has not.
     """
-    wanted = (
-        () if config.kind == "student" else config.modalities if config.modalities is not None else store.modalities
-    )
+    wanted: tuple[str, ...] = ()
+    if config.kind != "student":
+        all_of_store = store.modalities if begun is None else begun.modalities  # it may have gained one since
+        wanted = config.modalities if config.modalities is not None else all_of_store
     unknown = [name for name in wanted if name not in store.modalities]
     if unknown:
         raise SpecError(
             f"`{config.store}` has no modality `{unknown[0]}`", hint=f"it has {', '.join(store.modalities)}"
         )
     recipes = {name: store.recipe(name) for name in store.modalities}
+    seen = wanted if target_run is None else target_run.facts.modalities
     facts = DataFacts(
         class_names=tuple(store.class_names),
         recipes={name: recipe.hash for name, recipe in recipes.items()},
         formats={name: recipes[name].format for name in wanted},
         modalities=tuple(wanted),
+        rows_sha256=digest_of_rows(store),
+        latents_sha256={name: store.content_hash([name]) for name in seen if name in recipes},
+        teacher_sha256=target_run.weights_sha256 if target_run is not None else None,
     )
     if target_run is not None:
         if target_run.facts.class_names != facts.class_names:
@@ -213,13 +254,24 @@ def load_run(folder: Path) -> TrainedRun:
     config = read_config(folder)
     read_result(folder)
     facts = read_facts(folder)
-    tensors, _ = load_checkpoint(folder / "best.safetensors")
     task = build_task(config, facts, None)
-    wanted = task.module.state_dict()
-    # A student's throw-away heads are in its checkpoint; nothing needs them any more.
-    task.module.load_state_dict({name: tensors[name] for name in wanted})
+    load_best(folder, task)
     task.module.eval()
-    return TrainedRun(folder, config, facts, task)
+    with (folder / "best.safetensors").open("rb") as file:
+        weights_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return TrainedRun(folder, config, facts, task, weights_sha256)
+
+
+def load_best(folder: Path, task: ClassifierTask) -> None:
+    """Gives a task the kept weights of a run.
+
+    Raises:
+        CheckpointError: if they are missing, damaged, or of another model.
+    """
+    path = folder / "best.safetensors"
+    tensors, _ = load_checkpoint(path)
+    # A student's throw-away heads are in its checkpoint; where it is not trained, nothing wants them.
+    task.module.load_state_dict(fitting(tensors, task.module.state_dict(), path))
 
 
 def build_task(
@@ -271,13 +323,3 @@ def resolve_loop(config: RunConfig, store: LatentStore) -> LoopConfig:
     transfer = len(store.rows_of(config.roles.transfer)) // max(1, config.transfer_per_batch)
     epoch = max(1, labelled, transfer)
     return config.loop.model_copy(update={"steps": config.epochs * epoch, "schedule_steps": epoch})
-
-
-def export_student(task: StudentTask, config: RunConfig, facts: DataFacts, folder: Path) -> None:
-    """The student as a folder that stock transformers loads: weights, class map, image processor."""
-    task.student.config.id2label = dict(enumerate(facts.class_names))
-    task.student.config.label2id = {name: index for index, name in enumerate(facts.class_names)}
-    task.student.save_pretrained(folder)
-    side = {"height": config.image_size, "width": config.image_size}
-    processor = ViTImageProcessorPil(size=side, image_mean=list(config.pixel_mean), image_std=list(config.pixel_std))
-    processor.save_pretrained(folder)

@@ -3,30 +3,42 @@
 `config.yaml` comes first and `result.json` last: a folder with the one can be resumed, with the other is done.
 """
 
+import fcntl
+import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 import yaml
 from pydantic import ValidationError
 
-from dla_cache.errors import CheckpointError, RecipeMismatchError
-from dla_cache.spec import LatentFormat, StrictModel, load_yaml
-from trainer.checkpoint import write_atomically
+from dla_cache.durable import make_folder, writing_to
+from dla_cache.errors import CheckpointError, RecipeMismatchError, SpecError
+from dla_cache.spec import LatentFormat, StrictModel, canonical_json, load_yaml
+from dla_cache.store import LatentStore
+from trainer.checkpoint import start_again, write_atomically
 from trainer.config import PLACES, RunConfig, resolve_run
 
 M = TypeVar("M", bound=StrictModel)
 
 
 class DataFacts(StrictModel):
-    """What a run folder remembers of its data: enough to load the model, and to refuse other latents."""
+    """What a run folder remembers of what it learns from: enough to load the model, and to refuse anything else."""
 
     class_names: tuple[str, ...]
     recipes: dict[str, str]
-    """Modality → recipe hash of the latents it was trained on."""
+    """Modality → recipe hash, for all of the store."""
     formats: dict[str, LatentFormat]
     modalities: tuple[str, ...]
     """Those the model itself sees, in its order; none for a student."""
+    rows_sha256: str
+    """Of image IDs, files, splits and labels in row order, see `digest_of_rows`."""
+    latents_sha256: dict[str, str]
+    """Modality → content hash of the latents that the run, or what it learns from, sees."""
+    teacher_sha256: str | None
+    """Of the weights it learns from."""
 
 
 class RunResult(StrictModel):
@@ -51,15 +63,70 @@ class RunResult(StrictModel):
     images_per_s: float
 
 
-def begin_folder(folder: Path, config: RunConfig, facts: DataFacts, *, resume: bool) -> None:
-    """Writes the resolved config and the data facts, or checks that they are those of a run to resume."""
-    if (folder / "config.yaml").exists():
-        if not resume:
+@contextmanager
+def locked_run(folder: Path) -> Iterator[None]:
+    """Keeps every other process from training in `folder`; the kernel frees the lock of a dead one.
+
+    A folder that is made here goes again if nothing came into it: it would stand in the way of a corrected run.
+
+    Raises:
+        CheckpointError: if another process trains there.
+        StoreError: if the folder cannot be made or locked.
+    """
+    is_new = not folder.exists()
+    with writing_to(folder):
+        make_folder(folder)
+        descriptor = os.open(folder, os.O_RDONLY)
+        is_locked = try_lock(descriptor)
+    try:
+        if not is_locked:
             raise CheckpointError(
-                f"`{folder}` already holds a run", hint="add `--resume` to continue it, or choose another output"
+                f"another process trains in `{folder}`", hint="wait until it is done, or choose another output"
             )
-        check_same_run(folder, config, facts)
-        return
+        yield
+    finally:
+        if is_new and is_locked:
+            with suppress(OSError):
+                folder.rmdir()
+        os.close(descriptor)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Whether nobody else held the lock of an open folder, which is now ours."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def digest_of_rows(store: LatentStore) -> str:
+    """What a run learns about images beside their latents, as one sha256: another order is another run.
+
+    Paths lie outside it, so data may move.
+    """
+    rows = [[row.image_id, row.sha256, row.split, row.label, row.removed] for row in store.rows]
+    return hashlib.sha256(canonical_json(rows).encode()).hexdigest()
+
+
+def begun_facts(folder: Path, *, resume: bool) -> DataFacts | None:
+    """The data facts of the run to go on with; None if the folder holds no run.
+
+    Raises:
+        CheckpointError: if it holds one that is not to be gone on with, or its facts cannot be read.
+    """
+    if not (folder / "config.yaml").exists():
+        return None
+    if not resume:
+        raise CheckpointError(
+            f"`{folder}` already holds a run",
+            hint="add `--resume` to continue it, choose another output, or remove the folder to begin anew",
+        )
+    return read_facts(folder)
+
+
+def begin_folder(folder: Path, config: RunConfig, facts: DataFacts) -> None:
+    """Writes the data facts and the resolved config."""
     write_atomically(folder / "data.json", facts.model_dump_json(indent=1).encode())
     # Last: a folder with a config is one that can be resumed.
     # Relative to the folder, so that the file is a run file like any other and all can be moved together.
@@ -73,12 +140,14 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def check_same_run(folder: Path, config: RunConfig, facts: DataFacts) -> None:
-    """Refuses a folder of another config or other data; where things lie may have changed.
+def check_same_run(folder: Path, config: RunConfig, begun: DataFacts, facts: DataFacts) -> None:
+    """Refuses to go on with another config, other data or another teacher; where things lie may have changed.
+
+    A modality that the store has gained does not matter.
 
     Raises:
-        CheckpointError: if a setting differs.
-        RecipeMismatchError: if classes or latents differ; a modality that the store has gained does not matter.
+        CheckpointError: if a setting or the teacher differs.
+        RecipeMismatchError: if images, labels or latents differ.
     """
     saved, now = read_config(folder).model_dump(mode="json"), config.model_dump(mode="json")
     changed = [name for name in now if name not in (*PLACES, "device") and saved[name] != now[name]]
@@ -87,21 +156,39 @@ def check_same_run(folder: Path, config: RunConfig, facts: DataFacts) -> None:
             f"`{folder}` holds a run with another {', '.join(f'`{name}`' for name in changed)}",
             hint="restore the setting, or choose another output",
         )
-    begun = read_facts(folder)
-    recipes_now = {name: facts.recipes.get(name) for name in begun.recipes}
-    if (begun.class_names, begun.modalities, begun.recipes) != (facts.class_names, facts.modalities, recipes_now):
+    same = {
+        "classes": begun.class_names == facts.class_names,
+        "images, splits or labels": begun.rows_sha256 == facts.rows_sha256,
+    }
+    same |= {
+        f"latents of `{name}`": facts.latents_sha256.get(name) == was for name, was in begun.latents_sha256.items()
+    }
+    differing = [what for what, is_same in same.items() if not is_same]
+    if differing:
         raise RecipeMismatchError(
-            f"the run in `{folder}` was begun on other classes or latents than `{config.store}` holds",
+            f"the run in `{folder}` was begun on other {' and other '.join(differing)} than `{config.store}` holds",
             hint="name the store it was begun on, or choose another output",
+        )
+    if begun.teacher_sha256 != facts.teacher_sha256:
+        raise CheckpointError(
+            f"the run in `{folder}` was begun with another teacher than `{config.teacher}` holds now",
+            hint="name the teacher it was begun with, or choose another output",
         )
 
 
 def read_config(folder: Path) -> RunConfig:
-    """The resolved config of a run folder."""
-    if not (folder / "config.yaml").exists():
-        raise CheckpointError(f"`{folder}` is no run folder", hint="train the run first, or check the path")
+    """The resolved config of a run folder.
+
+    Raises:
+        CheckpointError: if there is none, or it cannot be read.
+    """
     path = folder / "config.yaml"
-    return resolve_run(load_yaml(path), base=folder, where=str(path))
+    if not path.exists():
+        raise CheckpointError(f"`{folder}` is no run folder", hint="train the run first, or check the path")
+    try:
+        return resolve_run(load_yaml(path), base=folder, where=str(path))
+    except SpecError as error:
+        raise CheckpointError(error.message, hint=start_again(folder)) from error
 
 
 def read_facts(folder: Path) -> DataFacts:
@@ -117,10 +204,19 @@ def read_result(folder: Path) -> RunResult:
 
 
 def read_record(path: Path, model: type[M]) -> M:
-    """A JSON file of a run folder as the `model` that was written."""
+    """A JSON file of a run folder as the `model` that was written.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, or of another version of dla.
+    """
     try:
         return model.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+    except OSError as error:
+        raise CheckpointError(f"`{path}` cannot be read: {error.strerror}", hint=start_again(path.parent)) from error
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"]) or "file"
         raise CheckpointError(
-            f"`{path}` cannot be read: {error}", hint="another version of dla may have written it: train the run again"
+            f"`{path}` is damaged or of another version of dla: `{where}`: {fault['msg']}",
+            hint=start_again(path.parent),
         ) from error

@@ -1,13 +1,17 @@
 """The image-only student: a stock transformers image classifier, so what is trained is what ships."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+from transformers.image_utils import PILImageResampling
 
+from trainer.data import PixelScale
 from trainer.trunk import TrunkConfig
 
 
@@ -66,3 +70,31 @@ def student_position_to_content(student: ViTForImageClassification, pixels: Tens
     content = embeddings.patch_embeddings(pixels).norm(dim=-1)
     positions = embeddings.position_embeddings[:, 1:].norm(dim=-1)
     return float(positions.mean() / content.mean())
+
+
+def export_student(
+    student: ViTForImageClassification,
+    folder: Path,
+    *,
+    class_names: Sequence[str],
+    image_size: int,
+    pixel_scale: PixelScale,
+) -> None:
+    """Writes the student as a folder that stock transformers loads: weights, class map, image processor.
+
+    The processor gives the pixels that the student was evaluated on: the shorter side resized to
+    `image_size`, bicubic and antialiased, then the centre square, normalised.
+    """
+    student.config.id2label = dict(enumerate(class_names))
+    student.config.label2id = {name: index for index, name in enumerate(class_names)}
+    student.save_pretrained(folder)
+    processor = ViTImageProcessorPil(
+        do_convert_rgb=True,
+        size={"shortest_edge": image_size},
+        resample=PILImageResampling.BICUBIC,
+        do_center_crop=True,
+        crop_size={"height": image_size, "width": image_size},
+        image_mean=list(pixel_scale.mean),
+        image_std=list(pixel_scale.std),
+    )
+    processor.save_pretrained(folder)

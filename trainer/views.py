@@ -9,7 +9,7 @@ Dimensions: B images, H and W their sides in pixels.
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Self
 
 import numpy as np
@@ -25,13 +25,16 @@ N_RANDOM_NUMBERS = 5
 
 
 class ViewConfig(StrictModel):
-    """Distribution of views: a random resized crop and a flip. The default is the image as it is."""
+    """Distribution of views: a random resized crop of the whole original and a flip.
+
+    Without a crop, as by default, a view is the centre square that evaluation sees.
+    """
 
     scale_min: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Smallest area of the crop, as a fraction of the image."""
     scale_max: Annotated[float, Field(gt=0, le=1)] = 1.0
     ratio_min: Annotated[float, Field(gt=0)] = 1.0
-    """Smallest aspect (width over height) of the crop, relative to the image's own."""
+    """Smallest aspect of the crop: width over height in pixels, whatever the image's own."""
     ratio_max: Annotated[float, Field(gt=0)] = 1.0
     horizontal_flip: bool = False
     """Whether every second view, on average, is mirrored. Latents stay those of the whole image."""
@@ -41,6 +44,11 @@ class ViewConfig(StrictModel):
         if self.scale_min > self.scale_max or self.ratio_min > self.ratio_max:
             raise ValueError("`scale_min` and `ratio_min` may not exceed their maxima")
         return self
+
+    @property
+    def is_cropped(self) -> bool:
+        """Whether views are crops."""
+        return not self.scale_min == self.scale_max == self.ratio_min == self.ratio_max == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +62,34 @@ class Views:
     flip: NDArray[np.bool_]
     """Whether the crop is mirrored left to right; the box is that of the unmirrored image."""
 
+    def of(self, places: Sequence[int]) -> Self:
+        """The views of some of the images, in the order of `places`."""
+        return type(self)(*(getattr(self, field.name)[places] for field in fields(self)))
 
-def draw_views(seed: int, image_ids: Sequence[str], draw: int, config: ViewConfig) -> Views:
+
+def draw_views(
+    seed: int, image_ids: Sequence[str], draw: int, config: ViewConfig, aspects: NDArray[np.float64] | float = 1.0
+) -> Views:
     """The `draw`-th view of each image.
 
-    The crop's area and log aspect are uniform; a side that would leave the image is cut to it. The
-    usual rejection sampling would need another number of random numbers for every image.
+    The crop's area and log aspect are uniform; a side that would leave the image is cut to it, and
+    the other one as far as the aspect would leave its bounds. The usual rejection sampling would need
+    another number of random numbers for every image.
 
     Args:
         seed: of the run's views, 0 to 2⁶⁴ - 1.
         draw: usually the epoch; 0 to 2³² - 1.
+        aspects: [B], width over height of each image in pixels; 1 where all are square.
     """
     area, aspect, left, top, flip = _uniform(seed, image_ids, draw).T
     scale = config.scale_min + area * (config.scale_max - config.scale_min)
     log_min, log_max = math.log(config.ratio_min), math.log(config.ratio_max)
     ratio = np.exp(log_min + aspect * (log_max - log_min))
+    ratio = ratio / aspects  # now of fractions of the image's sides
     width = np.minimum(np.sqrt(scale * ratio), 1.0)
     height = np.minimum(np.sqrt(scale / ratio), 1.0)
+    width = np.minimum(width, height * (config.ratio_max / aspects))
+    height = np.minimum(height, width / (config.ratio_min / aspects))
     is_mirrored = (flip < 0.5) & config.horizontal_flip
     return Views(left * (1 - width), top * (1 - height), width, height, is_mirrored)
 
@@ -95,6 +114,26 @@ def apply_views(pixels: Tensor, views: Views, size: int) -> Tensor:
     rows_BSH = torch.from_numpy(rows).to(pixels.device, torch.float32)[:, None]
     columns_BWS = torch.from_numpy(columns).to(pixels.device, torch.float32).transpose(1, 2)[:, None]
     return rows_BSH @ pixels.float() @ columns_BWS
+
+
+def view_images(images: Sequence[NDArray[np.uint8]], views: Views, size: int) -> Tensor:
+    """`apply_views` for images of any sizes, those of one size in one go.
+
+    Args:
+        images: B arrays uint8 [3, H, W].
+        size: side of the result in pixels.
+
+    Returns:
+        [B, 3, size, size] float32, in [0, 255].
+    """
+    places_of: dict[tuple[int, ...], list[int]] = {}
+    for place, pixels in enumerate(images):
+        places_of.setdefault(pixels.shape, []).append(place)
+    shown = torch.empty(len(images), 3, size, size)
+    for places in places_of.values():
+        pixels_BCHW = torch.from_numpy(np.stack([images[place] for place in places]))
+        shown[places] = apply_views(pixels_BCHW, views.of(places), size)
+    return shown
 
 
 def _interpolation(start: NDArray[np.float64], extent: NDArray[np.float64], n: int, size: int) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from dla_cache.data.relief_digits import CLASS_NAMES, SIDE, SPLITS, render_split
+from dla_cache.data.relief_digits import CLASS_NAMES, SIDE, SPLITS, plan_renderings, render_split
 from dla_cache.durable import write_durably, writing_to
 from dla_cache.errors import StoreError
 from dla_cache.manifest import Manifest, ManifestRow, write_manifest
@@ -36,8 +36,9 @@ def write_relief_digits(folder: Path, *, on_progress: Callable[[str, int], None]
     without its images. Running it again writes the same bytes.
 
     Raises:
-        StoreError: if the folder cannot be written.
+        StoreError: if the folder cannot be written, or holds a manifest or a truth of other images.
     """
+    check_files_are_ours(folder)
     rows: list[ManifestRow] = []
     truth: dict[str, list[object]] = {"image_id": [], "label": [], "depth": []}
     with writing_to(folder):
@@ -59,6 +60,39 @@ def write_relief_digits(folder: Path, *, on_progress: Callable[[str, int], None]
             on_progress(split, len(plan))
         write_durably(folder / TRUTH_NAME, to_parquet(pa.table(truth)))
     return write_manifest(folder / MANIFEST_NAME, rows, CLASS_NAMES)
+
+
+def check_files_are_ours(folder: Path) -> None:
+    """Passes a folder whose manifest and truth, where there are any, list our images, labels and splits.
+
+    Raises:
+        StoreError: if writing would destroy the lists of another data set.
+    """
+    plan = [rendering for split in SPLITS if split != "generator" for rendering in plan_renderings(split)]
+    ours: dict[str, dict[str, list[object]]] = {
+        MANIFEST_NAME: {
+            "image_id": [rendering.image_id for rendering in plan],
+            "label": [rendering.label if SPLITS[rendering.split].labelled else None for rendering in plan],
+            "split": [rendering.split for rendering in plan],
+        },
+        TRUTH_NAME: {
+            "image_id": [rendering.image_id for rendering in plan],
+            "label": [rendering.label for rendering in plan],
+        },
+    }
+    for name, columns in ours.items():
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            table = from_parquet(path.read_bytes())
+            is_ours = all(table[column].to_pylist() == values for column, values in columns.items())
+        except (OSError, ValueError, KeyError):
+            is_ours = False
+        if not is_ours:
+            raise StoreError(
+                f"`{path}` lists other images than relief-digits", hint="choose another folder, or move that file away"
+            )
 
 
 def read_truth(path: Path) -> dict[str, Truth]:

@@ -18,7 +18,11 @@ class LatentSource(Protocol):
     recipe: Recipe
 
     def encode(self, pixels: NDArray[np.uint8], seeds: Sequence[int]) -> NDArray[np.generic]:
-        """Raw latents [B, *shape] of pixels uint8 [B, 3, S, S], one seed a sample, S the recipe's view size."""
+        """Raw latents [B, *shape] of pixels uint8 [B, 3, S, S], one seed a sample, S the recipe's view size.
+
+        Any B > 0. On one device, a sample's bytes are a function of its pixels and its seed: they depend
+        neither on B nor on the other samples, so a source whose kernels see the difference fills up its own batches.
+        """
 
     def close(self) -> None:
         """Frees the device."""
@@ -52,7 +56,7 @@ def open_source(spec: LatentSpec, device: str) -> LatentSource:
     """The source that `spec` names, with its weights loaded on `device`.
 
     Raises:
-        SourceError: if there is no such source, or its weights are not there.
+        SourceError: if there is no such source, its weights are not there, or the device cannot be used.
         SpecError: if it does not know one of the parameters.
         MissingDependencyError: if the generator's library is not installed.
     """

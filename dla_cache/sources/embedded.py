@@ -6,10 +6,11 @@ beat, ridge regression from random image features to the same latents.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,11 +24,20 @@ from torch.nn import functional
 from dla_cache.errors import SourceError
 from dla_cache.spec import LatentFormat, LatentSpec, Modality, Recipe, StrictModel, parse_spec
 
+M = TypeVar("M", bound=nn.Module)
+
 SIDE = 32
 LATENT_SHAPE = (8, 4, 4)
 CONDITION_CHANNELS = 64
 RIDGE_FILTERS = 128
 RIDGE_PATCH = 6
+
+CHUNK = 64
+"""Images that are computed at a time, never more and never fewer.
+
+Kernels for other numbers of images sum in another order, and the stored bytes may not depend on that.
+Of 16, 32 and 64 the fastest for the flow on one thread. Another number is another `WRITER_VERSION`.
+"""
 
 
 class FlowParameters(StrictModel):
@@ -199,6 +209,55 @@ def read_weights(name: str) -> tuple[bytes, str]:
     return data, hashlib.sha256(data).hexdigest()
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes on one CPU thread: four cut sums elsewhere and change stored bytes. For more cores take more ranks."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def encode_in_chunks(
+    encode_chunk: Callable[[Tensor, Sequence[int]], Tensor], pixels: NDArray[np.uint8], seeds: Sequence[int]
+) -> NDArray[np.float32]:
+    """Latents [B, 8, 4, 4] by calls of exactly `CHUNK` images; the last call is filled up with the last image.
+
+    So a latent is the same to the bit whatever images come with it, and however many.
+
+    Args:
+        encode_chunk: latents [CHUNK, 8, 4, 4] of pixels float32 [CHUNK, 3, 32, 32] in [-1, 1] and their seeds.
+        pixels: uint8 [B, 3, 32, 32].
+    """
+    chunks = []
+    with one_thread(), torch.inference_mode():
+        for start in range(0, len(pixels), CHUNK):
+            places = np.arange(start, start + CHUNK).clip(max=len(pixels) - 1)
+            chunk = encode_chunk(to_model_range(pixels[places]), [seeds[place] for place in places])
+            chunks.append(chunk.cpu().numpy())
+    return np.concatenate(chunks)[: len(pixels)]
+
+
+def moved_to(module: M, device: str) -> M:
+    """The module on a device, ready to be used.
+
+    Raises:
+        SourceError: if torch does not know the device or does not have it here.
+    """
+    try:
+        module.to(device)
+        torch.zeros(1, device=device).tolist()  # `meta` takes weights and computes nothing
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch has no class of its own for this
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SourceError(
+            f"device `{device}` cannot be used: {reason[:200]}",
+            hint="use `cpu`, or a device of this machine",
+        ) from error
+    return module.eval()
+
+
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
     """Fills `module` from float16 tensors under `prefix.`; computing stays float32."""
     start = f"{prefix}."
@@ -211,18 +270,20 @@ class EmbeddedDepth:
     def __init__(self, spec: LatentSpec, device: str) -> None:
         self.parameters = parse_spec(dict(spec.parameters), FlowParameters, where="parameters of `embedded-depth`")
         data, digest = read_weights("embedded-depth")
-        self.flow = DepthFlow().eval()
-        load_weights(self.flow, load(data), "flow")
-        self.flow.to(device)
+        flow = DepthFlow()
+        load_weights(flow, load(data), "flow")
+        self.flow = moved_to(flow, device)
         self.device = device
         self.recipe = depth_recipe(spec, digest, self.parameters)
 
     def encode(self, pixels: NDArray[np.uint8], seeds: Sequence[int]) -> NDArray[np.floating]:
         """Raw latents [B, 8, 4, 4] of pixels uint8 [B, 3, 32, 32], in the dtype of the recipe."""
-        noise = noise_for(seeds, LATENT_SHAPE).to(self.device)
-        with torch.inference_mode():
-            latents = self.flow.sample(to_model_range(pixels).to(self.device), noise, self.parameters.sampling_steps)
-        return latents.cpu().numpy().astype(np.dtype(self.recipe.format.dtype))
+        latents = encode_in_chunks(self._encode_chunk, pixels, seeds)
+        return latents.astype(np.dtype(self.recipe.format.dtype))
+
+    def _encode_chunk(self, pixels: Tensor, seeds: Sequence[int]) -> Tensor:
+        noise = noise_for(seeds, LATENT_SHAPE)
+        return self.flow.sample(pixels.to(self.device), noise.to(self.device), self.parameters.sampling_steps)
 
     def close(self) -> None:
         """Frees nothing: the weights go with the object."""
@@ -234,17 +295,20 @@ class EmbeddedDepthRidge:
     def __init__(self, spec: LatentSpec, device: str) -> None:
         parameters = parse_spec(dict(spec.parameters), NoParameters, where="parameters of `embedded-depth-ridge`")
         data, digest = read_weights("embedded-depth-ridge")
-        self.ridge = DepthRidge()
-        load_weights(self.ridge, load(data), "ridge")
-        self.ridge.to(device)
+        ridge = DepthRidge()
+        load_weights(ridge, load(data), "ridge")
+        self.ridge = moved_to(ridge, device)
         self.device = device
         self.recipe = depth_recipe(spec, digest, parameters)
 
     def encode(self, pixels: NDArray[np.uint8], seeds: Sequence[int]) -> NDArray[np.floating]:
         """Raw latents [B, 8, 4, 4] of pixels uint8 [B, 3, 32, 32], in the dtype of the recipe."""
-        with torch.inference_mode():
-            latents: Tensor = self.ridge(to_model_range(pixels).to(self.device))
-        return latents.cpu().numpy().astype(np.dtype(self.recipe.format.dtype))
+        latents = encode_in_chunks(self._encode_chunk, pixels, seeds)
+        return latents.astype(np.dtype(self.recipe.format.dtype))
+
+    def _encode_chunk(self, pixels: Tensor, _seeds: Sequence[int]) -> Tensor:
+        latents: Tensor = self.ridge(pixels.to(self.device))
+        return latents
 
     def close(self) -> None:
         """Frees nothing: the weights go with the object."""

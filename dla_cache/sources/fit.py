@@ -11,17 +11,19 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dla_cache.data.relief_digits import render_split
 from dla_cache.durable import make_folder, write_durably, writing_to
+from dla_cache.errors import CheckpointError, SpecError
 from dla_cache.sources.embedded import (
     LATENT_SHAPE,
     RIDGE_FILTERS,
     RIDGE_PATCH,
+    SIDE,
     DepthAutoencoder,
     DepthFlow,
     DepthRidge,
@@ -29,32 +31,82 @@ from dla_cache.sources.embedded import (
     to_model_range,
 )
 from dla_cache.spec import StrictModel
+from dla_cache.store.metadata import changed_fields
+
+Count = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class StageConfig(StrictModel):
     """One stage of training."""
 
-    steps: Annotated[int, Field(gt=0)]
-    batch_size: Annotated[int, Field(gt=0)]
-    learning_rate: Annotated[float, Field(gt=0)]
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    steps: Count
+    batch_size: Count
+    learning_rate: Rate
+    ema_decay: Decay
+
+
+class AutoencoderConfig(StageConfig):
+    """The first stage; a field that a spec leaves out keeps its default."""
+
+    steps: Count = 1500
+    batch_size: Count = 32
+    learning_rate: Rate = 2e-3
+    ema_decay: Decay = 0.995
+
+
+class FlowConfig(StageConfig):
+    """The second stage, likewise."""
+
+    steps: Count = 4000
+    batch_size: Count = 64
+    learning_rate: Rate = 1.5e-3
+    ema_decay: Decay = 0.999
 
 
 class FitSpec(StrictModel):
     """How `embedded-depth` and its cheap rival are fitted."""
 
-    seed: int = 0
-    held_out_digits: Annotated[int, Field(gt=0)] = 200
-    """Digits of the generator's own split that are kept for its scores."""
-    autoencoder: StageConfig = StageConfig(steps=1500, batch_size=32, learning_rate=2e-3, ema_decay=0.995)
-    kl_weight: Annotated[float, Field(ge=0)] = 1e-4
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    held_out_digits: Count = 200
+    """Digits of the generator's own split that are not fitted on. Their score chooses which step is kept."""
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    kl_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
     """Weight of the latents' KL to a standard normal, beside a mean squared error per pixel."""
-    flow: StageConfig = StageConfig(steps=4000, batch_size=64, learning_rate=1.5e-3, ema_decay=0.999)
-    sampling_steps: Annotated[int, Field(gt=0)] = 5
+    flow: FlowConfig = FlowConfig()
+    sampling_steps: Annotated[int, Field(ge=1, le=100)] = 5
     """Steps at which the flow is scored."""
-    ridge_penalty: Annotated[float, Field(gt=0)] = 10.0
-    shift_pixels: Annotated[int, Field(ge=0)] = 2
+    ridge_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    shift_pixels: Annotated[int, Field(ge=0, lt=SIDE)] = 2
     """Image and depth are shifted together by up to this much while fitting."""
+
+
+def begin_fit(folder: Path, spec: FitSpec) -> None:
+    """Saves the settings of a fit in its folder, or passes a folder that was begun with the same.
+
+    What is trained there goes on from its checkpoints, and the card tells the settings of all of it.
+
+    Raises:
+        CheckpointError: if the folder was begun with other settings, or does not say with which.
+        StoreError: if it cannot be written.
+    """
+    path = folder / "fit.json"
+    hint = f"choose another --out, or remove `{folder}`"
+    if not path.exists():
+        if (folder / "stages").exists():
+            raise CheckpointError(f"`{folder}` holds a fit but no `{path.name}` with its settings", hint=hint)
+        with writing_to(folder):
+            make_folder(folder)
+            write_durably(path, spec.model_dump_json(indent=1).encode())
+        return
+    try:
+        begun = FitSpec.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise CheckpointError(f"`{path}` cannot be read: {error}", hint=hint) from error
+    differences = list(changed_fields(begun.model_dump(), spec.model_dump()))
+    if differences:
+        raise CheckpointError(f"`{folder}` holds a fit with other settings: {'; '.join(differences)}", hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +201,21 @@ class FlowTask:
 
 
 class EmbeddedFit:
-    """The stages in their order; each starts from what the one before has trained."""
+    """The stages in their order; each starts from what the one before has trained.
+
+    Raises:
+        SpecError: if holding out so many digits leaves none to fit on.
+    """
 
     def __init__(self, spec: FitSpec) -> None:
         self.spec = spec
         plan, pixels, depth = render_split("generator")
         digits = sorted({rendering.image_id.rsplit("-render-", 1)[0] for rendering in plan})
+        if spec.held_out_digits >= len(digits):
+            raise SpecError(
+                f"`held_out_digits` is {spec.held_out_digits}, the generator's split has {len(digits)} digits in all",
+                hint=f"hold out at most {len(digits) - 1}",
+            )
         held = set(digits[:: len(digits) // spec.held_out_digits][: spec.held_out_digits])
         is_held = np.array([rendering.image_id.rsplit("-render-", 1)[0] in held for rendering in plan])
         images, maps = to_model_range(pixels), to_model_range(depth)[:, None]
@@ -299,7 +360,8 @@ depth: the `generator` split of relief-digits, whose digits stand in no other sp
 
 ## Held-out scores
 
-{spec.held_out_digits} digits of the generator's split that took no part in fitting; weights rounded to float16 first.
+{spec.held_out_digits} digits of the generator's split that were not fitted on; weights rounded to float16 first.
+Their score chose which step of each stage was kept, so what the table says is a little optimistic.
 
 | | correlation of decoded and true depth | R² of the latent |
 |---|---|---|

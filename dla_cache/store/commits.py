@@ -2,17 +2,19 @@
 
 A record is written once, after the shard's bytes are safe on disk. It starts as a small JSON file;
 consolidation gathers records into one Parquet file, so that 10⁶ shards are not 10⁶ files to list.
+Both are named by their content, so that a name never stands for something else later.
 """
 
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 
 import pyarrow as pa
+from pydantic import Field
 
 from dla_cache.durable import locked_folder, sync_folder, write_durably
 from dla_cache.errors import StoreError
@@ -30,7 +32,7 @@ class CommitRecord(StrictModel):
     size_bytes: int
     file_sha256: str
     """Of the shard's file."""
-    content_sum: str
+    content_sum: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     """Of the samples under their image IDs, hexadecimal; see `dla_cache.store.content`."""
     recipe_hash: str
     statistics: dict[str, SplitStatistics]
@@ -63,26 +65,30 @@ class CommitLog:
                 return part[shard]
         return self.read().get(shard)
 
-    def commit_once(self, shard: int, write: Callable[[], CommitRecord]) -> CommitRecord:
-        """Runs `write` and commits the record it returns, unless the shard is committed already.
+    def commit_once(self, shard: int, write: Callable[[], CommitRecord]) -> bool:
+        """Runs `write` and commits the record it returns; False if the shard is committed already.
 
         Of several processes at one shard, one writes at a time and the first to commit wins; the
         lock is the kernel's, so a killed process leaves none.
         """
         claim = self.folder / f".{shard}.json.tmp"
         with _locked_file(claim) as file:
-            committed = self.read().get(shard)
-            if committed is not None:
+            if shard in self.read():
                 claim.unlink()
-                return committed
-            record = write()
-            file.truncate(0)
-            file.write(record.model_dump_json().encode())
-            file.flush()
-            os.fsync(file.fileno())
-            claim.rename(self.folder / f"{shard}.json")
+                return False
+            try:
+                content = write().model_dump_json().encode()
+                file.truncate(0)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                claim.rename(self.folder / f"{shard}-{_digest(content)}.json")
+            except OSError:
+                with suppress(OSError):
+                    claim.unlink()
+                raise
             sync_folder(self.folder)
-        return record
+        return True
 
     def consolidate(self) -> None:
         """Merges all records into one file and deletes exactly those files that it read.
@@ -91,25 +97,50 @@ class CommitLog:
         at any moment in at least one file.
         """
         with locked_folder(self.folder):
-            for leftover in self.folder.glob(".consolidated-*.tmp"):
-                leftover.unlink()
             parts = self._snapshot()
-            if len(parts) < 2:
-                return
-            records = {record.shard: record for part in parts.values() for record in part.values()}
-            texts = {shard: canonical_json(records[shard].model_dump(mode="json")) for shard in sorted(records)}
+            if len(parts) > 1:
+                self._merge(parts, {})
+
+    def withdraw(self, records: Mapping[int, CommitRecord]) -> None:
+        """Takes these records out of the log, by shard index; one that was replaced meanwhile stays.
+
+        What is not withdrawn is at any moment in at least one file, whenever the process dies. What
+        is withdrawn may then still be there: doing it again finishes it.
+        """
+        with locked_folder(self.folder):
+            self._merge(self._snapshot(), records)
+            sync_folder(self.folder)
+
+    def _merge(self, parts: Mapping[str, Mapping[int, CommitRecord]], without: Mapping[int, CommitRecord]) -> None:
+        """Writes the union of `parts` but those records into one file, then deletes the files it was read from."""
+        for leftover in self.folder.glob(".consolidated-*.tmp"):
+            leftover.unlink()
+        records = {record.shard: record for part in parts.values() for record in part.values()}
+        texts = {
+            shard: canonical_json(records[shard].model_dump(mode="json"))
+            for shard in sorted(records)
+            if records[shard] != without.get(shard)
+        }
+        merged = None
+        if texts:
             content = to_parquet(pa.table({"shard": list(texts), "record": list(texts.values())}))
-            merged = f"consolidated-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
+            merged = f"consolidated-{_digest(content)}.parquet"
             write_durably(self.folder / merged, content)
-            for name in parts.keys() - {merged}:
-                (self.folder / name).unlink()
+        for name in parts.keys() - {merged}:
+            (self.folder / name).unlink()
 
     def loose_files(self) -> int:
         """Number of records that await consolidation."""
         return sum(name.endswith(".json") for name in self._names())
 
     def _names(self) -> list[str]:
-        return sorted(entry.name for entry in os.scandir(self.folder) if not entry.name.startswith("."))
+        try:
+            return sorted(entry.name for entry in os.scandir(self.folder) if not entry.name.startswith("."))
+        except OSError as error:
+            raise StoreError(
+                f"the commit records in `{self.folder}` cannot be listed: {error.strerror}",
+                hint="restore them from a copy; without them `dla cache build` computes all again",
+            ) from error
 
     def _snapshot(self) -> dict[str, dict[int, CommitRecord]]:
         # A consolidation may move records while the folder is listed. It brings its merged file
@@ -134,8 +165,15 @@ class CommitLog:
         except FileNotFoundError:
             raise
         except (ValueError, KeyError, OSError) as error:
-            raise StoreError(f"commit record `{path}` is damaged: {error}", hint="restore it from a copy") from error
+            raise StoreError(
+                f"commit record `{path}` is damaged: {error}",
+                hint="restore it from a copy, or remove it and run `dla cache build`: it computes those shards again",
+            ) from error
         return {record.shard: record for record in records}
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _merged(names: list[str]) -> list[str]:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from dla_cache.spec import Recipe
 
-FORMAT = 1
-"""Raised when a store of the old layout can no longer be read by the new code."""
+FORMAT = 2
+"""Raised when a store of the old layout can no longer be read by the new code; 1 kept no hash of its row table."""
 
 INTACT = 0x48674BC7
 """CRC32C of any bytes followed by their own CRC32C, little endian: a property of the polynomial."""

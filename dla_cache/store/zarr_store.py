@@ -6,7 +6,7 @@ records only, never array contents: rows that were not computed would read as ze
 
 import hashlib
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -97,8 +97,8 @@ class ZarrStore:
 
     def write_shard(
         self, modality: str, shard: Shard, latents: NDArray[np.generic], *, seconds: float, device: str
-    ) -> CommitRecord:
-        """Writes and commits the raw latents [n, *shape] of one shard; returns what is committed.
+    ) -> bool:
+        """Writes and commits the raw latents [n, *shape] of one shard; whether it was this call that committed it.
 
         Where a process dies decides nothing: before the last rename the shard is not committed and
         the next attempt overwrites its leftovers, after it all is safe. A shard that is committed
@@ -137,6 +137,15 @@ class ZarrStore:
         splits = np.array([self.rows[row].split for row in range(shard.start, shard.stop)])
         axis = self.recipe(modality).format.channel_axis
         return {str(split): measure(samples[splits == split], axis) for split in np.unique(splits)}
+
+    def withdraw(self, modality: str, records: Mapping[int, CommitRecord]) -> None:
+        """Takes these records out of the commit log: their shards are then not committed any more.
+
+        Raises:
+            StoreError: if the disk refuses; then some of them may still be there.
+        """
+        with writing_to(self.path):
+            self._logs[modality].withdraw(records)
 
     def consolidate(self, modality: str, *, at_least: int = 0) -> None:
         """Merges the commit records of a modality into one file, if that many lie about."""
@@ -192,20 +201,22 @@ class ZarrStore:
         parts = [committed[shard].statistics for shard in shards]
         return merge_statistics([part[split] for part in parts for split in sorted(part.keys() & set(splits))])
 
-    def content_hash(self) -> str:
-        """sha256 of image IDs, samples and recipes in row order, from the commit records.
+    def content_hash(self, modalities: Sequence[str] | None = None) -> str:
+        """sha256 of image IDs, samples and recipes in row order, from the commit records; of all modalities when None.
 
         Times, devices, paths and the grouping into shards lie outside it.
 
         Raises:
             IncompleteBuildError: if a planned shard is missing.
+            MissingLatentError: if the store has no such modality.
         """
-        self.require_complete()
+        chosen = self.modalities if modalities is None else modalities
+        self.require_complete(chosen)
         return content_hash(
             self.rows.image_ids,
             [
-                (recipe, [int(record.content_sum, 16) for record in self.committed(modality).values()])
-                for modality, recipe in self._recipes.items()
+                (self.recipe(modality), [int(record.content_sum, 16) for record in self.committed(modality).values()])
+                for modality in chosen
             ],
         )
 
@@ -233,5 +244,6 @@ class ZarrStore:
         return CorruptShardError(
             f"shard {shard} of `{modality}` is damaged at {name_some([self.rows.image_ids[row] for row in rows])}:"
             f" {problem} (`{self.shard_path(modality, shard)}`)",
-            hint=f"`dla cache verify {self.path}` lists all damage; restore the file from a copy",
+            hint=f"`dla cache verify {self.path}` lists all damage; restore the file from a copy,"
+            " or run its `dla cache build` with `--repair`",
         )

@@ -93,6 +93,55 @@ def test_verify_ends_with_an_error_if_a_byte_is_flipped(run: Callable[..., Resul
     assert len(json.loads(run("verify", "s", "--json").stdout)["problems"]) == 1
 
 
+def test_what_verify_finds_damaged_a_build_repairs(run: Callable[..., Result]) -> None:
+    content_hash = json.loads(run(*BUILD, "--json").stdout)["content_hash"]
+    path = Path("s/latents/depth/c.1.0")
+    path.write_bytes(b"\xff" + path.read_bytes()[1:])
+    verified = run("verify", "s").exception
+    assert "`--repair`" in verified.hint
+    repaired = run(*BUILD, "--repair")
+    assert repaired.exit_code == 0, repaired.output
+    assert "made again    1 shards, 1 with the latents they had" in repaired.stdout
+    assert f"content hash  {content_hash}" in repaired.stdout
+    assert run("verify", "s").exit_code == 0
+
+
+def test_a_lost_shard_is_noticed_by_the_next_build(run: Callable[..., Result]) -> None:
+    run(*BUILD)
+    Path("s/latents/depth/c.1.0").unlink()
+    lost = run(*BUILD).exception
+    assert isinstance(lost, CorruptShardError)
+    assert "`1`" in lost.message
+    assert "`--repair`" in lost.hint
+
+
+def test_other_latents_after_a_repair_end_with_an_error_that_names_the_shards(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Other(GreySource):
+        def encode(self, pixels: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+            return super().encode(pixels, seeds) + 1
+
+    run(*BUILD)
+    Path("s/latents/depth/c.1.0").unlink()
+    monkeypatch.setattr(dla_cache.sources, "open_source", Other)
+    repaired = run(*BUILD, "--repair", "--json")
+    assert json.loads(repaired.stdout)["shards_changed"] == ["depth, shard 1"]
+    assert isinstance(repaired.exception, StoreError)
+    assert "`depth, shard 1`" in repaired.exception.message
+    assert run("verify", "s").exit_code == 0
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_error_before_anything_is_opened(
+    run: Callable[..., Result], device: str
+) -> None:
+    refused = run("build", "spec.yaml", "--manifest", "nowhere.parquet", "--out", "s", "--device", device)
+    assert isinstance(refused.exception, SpecError)
+    assert f"`{device}`" in str(refused.exception)
+    assert not Path("s").exists()
+
+
 def test_inspect_shows_recipe_and_statistics(run: Callable[..., Result]) -> None:
     run(*BUILD)
     text = run("inspect", "s").stdout

@@ -23,6 +23,15 @@ def test_a_target_that_cannot_be_written_is_one_message(dla, tmp_path):
     assert "Traceback" not in ended.stderr
 
 
+def test_a_manifest_of_other_images_is_one_message_and_stays(dla, tmp_path):
+    (tmp_path / "manifest.parquet").write_text("mine")
+    ended = dla("data", "relief-digits", tmp_path)
+    assert (ended.exit_code, ended.stdout) == (1, "")
+    assert f"`{tmp_path / 'manifest.parquet'}` lists other images" in ended.stderr
+    assert ended.stderr.count("hint: ") == 1
+    assert (tmp_path / "manifest.parquet").read_text() == "mine"
+
+
 def test_wrong_usage_ends_with_2(dla, tmp_path):
     assert dla("data", "relief-digits").exit_code == 2
     assert dla("data", "relief-digits", tmp_path, "--sides", "3").exit_code == 2

@@ -14,6 +14,8 @@ from cli.picture import grey_picture, signed_picture
 from dla_cache.data.export import encode_png
 from dla_cache.data.relief_digits import CLASS_NAMES, render_split
 from dla_cache.manifest import ManifestRow, write_manifest
+from dla_cache.store import create_store, open_store
+from dla_cache.store.rows import RowTable
 
 TILE, GAP, NAME, TOP = 96, 6, 20, 26
 
@@ -97,6 +99,28 @@ def test_an_image_that_the_store_has_not_is_one_message(dla, sheet, store, tmp_p
     ended = dla("cache", "inspect", store, *options)
     assert (ended.exit_code, ended.stdout) == (1, "")
     assert "`nobody`" in ended.stderr
+
+
+def test_a_store_without_an_image_is_one_message(dla, sheet, store, tmp_path):
+    metadata = open_store(store)
+    create_store(tmp_path / "empty", RowTable([]), CLASS_NAMES, 512, {"depth": metadata.recipe("depth")})
+    ended = dla("cache", "inspect", tmp_path / "empty", "--picture", tmp_path / "s.png", "--images", sheet.data)
+    assert (ended.exit_code, ended.stdout) == (1, "")
+    assert "no image to draw" in ended.stderr
+
+
+def test_a_store_of_one_image_without_spread_is_drawn(dla, sheet, store, tmp_path):
+    one = create_store(
+        tmp_path / "one",
+        RowTable(open_store(store).rows[:1]),
+        CLASS_NAMES,
+        512,
+        {"depth": open_store(store).recipe("depth")},
+    )
+    one.write_shard("depth", one.shards[0], np.zeros((1, 8, 4, 4), np.float16), seconds=0, device="cpu")
+    ended = dla("cache", "inspect", one.path, "--picture", tmp_path / "s.png", "--images", sheet.data)
+    assert ended.exit_code == 0, ended.stderr
+    assert Image.open(tmp_path / "s.png").size == size_of(11, 1)
 
 
 def test_a_picture_that_cannot_be_written_is_one_message(dla, sheet, store, tmp_path):

@@ -6,8 +6,9 @@ import signal
 import pytest
 
 from dla_cache.data.relief_digits import SPLITS, Split
+from dla_cache.errors import WorkInterrupted
 from dla_cache.sources import SOURCES
-from dla_cache.sources.fit import DepthPairs
+from dla_cache.sources.fit import DepthPairs, EmbeddedFit
 
 
 @pytest.fixture
@@ -47,11 +48,45 @@ def test_a_fit_that_is_interrupted_goes_on_when_it_is_run_again(dla, spec, tmp_p
     assert set(json.loads(ended.stdout)) == {*SOURCES, "autoencoder on true depth"}
     assert {path.name for path in (tmp_path / "fit").iterdir() if path.is_file()} == {
         "README.md",
+        "fit.json",
         *(f"{name}.safetensors" for name in SOURCES),
     }
     for stage in ("autoencoder", "flow"):
         lines = (tmp_path / "fit" / "stages" / stage / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == [4]
+
+
+def test_a_fit_does_not_go_on_with_other_settings(dla, spec, tmp_path, monkeypatch):
+    folder = tmp_path / "fit"
+
+    def stop(_):
+        raise WorkInterrupted("stopped")
+
+    monkeypatch.setattr(EmbeddedFit, "autoencoder_stage", stop)
+    for _ in range(2):
+        assert "stopped" in dla("sources", "fit", spec, "--out", folder).stderr
+    ended = dla("sources", "fit", spec, "--out", folder, "--set", "seed=1", "--set", "flow.steps=5")
+    assert (ended.exit_code, ended.stdout) == (1, "")
+    assert "`flow.steps` `4` → `5`; `seed` `0` → `1`" in ended.stderr
+    assert f"hint: choose another --out, or remove `{folder}`" in ended.stderr
+    assert [path.name for path in folder.rglob("*")] == ["fit.json"]
+
+
+def test_a_fit_whose_settings_are_unknown_does_not_go_on(dla, spec, tmp_path):
+    (tmp_path / "fit" / "stages" / "flow").mkdir(parents=True)
+    ended = dla("sources", "fit", spec, "--out", tmp_path / "fit")
+    assert (ended.exit_code, ended.stdout) == (1, "")
+    assert "no `fit.json`" in ended.stderr
+    (tmp_path / "fit" / "fit.json").write_text("{")
+    assert "fit.json` cannot be read" in dla("sources", "fit", spec, "--out", tmp_path / "fit").stderr
+
+
+@pytest.mark.parametrize("setting", ["seed=-1", "held_out_digits=30", "held_out_digits=500"])
+def test_a_setting_out_of_bounds_is_one_message(dla, spec, tmp_path, setting):
+    ended = dla("sources", "fit", spec, "--out", tmp_path / "fit", "--set", setting)
+    assert (ended.exit_code, ended.stdout) == (1, "")
+    assert f"`{setting.partition('=')[0]}`" in ended.stderr
+    assert not (tmp_path / "fit").exists()
 
 
 def test_an_unknown_field_is_one_message(dla, spec, tmp_path):

@@ -99,6 +99,24 @@ def test_a_dry_run_prints_a_config_that_resolves_to_itself_and_writes_nothing(dl
     assert saved | dict.fromkeys(PLACES) == printed | dict.fromkeys(PLACES)
 
 
+def test_a_dry_run_with_json_prints_the_same_as_one_json_object(dla, run_file):
+    printed = dla("train", run_file, "--dry-run", "--json").stdout
+    assert json.loads(printed) == yaml.safe_load(dla("train", run_file, "--dry-run").stdout)
+
+
+def test_a_student_is_exported_without_a_second_progress_bar(dla, tiny, tmp_path):
+    run_file = tmp_path / "student.yaml"
+    run_file.write_text(yaml.safe_dump(tiny.describe("student", "out")))
+    ended = dla("train", run_file)
+    assert ended.exit_code == 0
+    assert [line for line in ended.stderr.splitlines() if not line.startswith("train student: ")] == []
+
+
+def test_a_device_that_is_not_here_is_one_message_and_no_run_is_begun(dla, run_file):
+    assert_one_message(dla("train", run_file, "--set", "device=nonsense"), "device `nonsense`")
+    assert not (run_file.parent / "out").exists()
+
+
 def test_a_folder_in_use_is_one_message(dla, run_file):
     dla("train", run_file)
     assert_one_message(dla("train", run_file), "already holds a run", "--resume")

@@ -91,18 +91,18 @@ def test_the_content_hash_depends_on_ids_order_samples_and_recipe(
     assert len(hashes) == len(builds)
 
 
-def test_a_source_only_ever_sees_full_batches(
+def test_a_source_sees_every_image_once(
     tmp_path: Path, manifest: Manifest, spec: CacheSpec, open_source: Callable
 ) -> None:
-    sizes = set()
+    sizes = []
 
     class Watched(open_source):
         def encode(self, pixels: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
-            sizes.add((len(pixels), len(seeds)))
+            sizes.append((len(pixels), len(seeds)))
             return super().encode(pixels, seeds)
 
     build_cache(manifest, spec, tmp_path / "s", open_source=Watched, batch_size=4)
-    assert sizes == {(4, 4)}
+    assert sizes == [(4, 4), (1, 1)] * 4 + [(3, 3)]
 
 
 def test_two_modalities_fill_their_own_series(
@@ -254,6 +254,31 @@ def test_only_the_splits_of_the_spec_are_built(
     assert open_store(tmp_path / "s").rows.splits == {"test", "train"}
     with pytest.raises(ManifestError, match="`holdout`"):
         build_cache(manifest, spec.model_copy(update={"splits": ("holdout",)}), tmp_path / "t", open_source=open_source)
+
+
+def test_a_spec_that_chooses_no_image_is_refused(
+    tmp_path: Path, manifest: Manifest, spec: CacheSpec, open_source: Callable
+) -> None:
+    none = spec.model_copy(update={"splits": ()})
+    with pytest.raises(ManifestError, match=r"no image to build\nhint: "):
+        build_cache(manifest, none, tmp_path / "s", open_source=open_source)
+    assert not (tmp_path / "s").exists()
+
+
+def test_only_images_that_this_process_committed_count_as_encoded(
+    tmp_path: Path, manifest: Manifest, spec: CacheSpec, open_source: Callable
+) -> None:
+    others = []
+
+    def build_too(progress: BuildProgress) -> None:
+        """Another process comes along while the second of five shards is computed, and finishes all."""
+        if progress.shard == 1 and not others:
+            others.append(build_cache(manifest, spec, tmp_path / "s", open_source=open_source))
+
+    ours = build_cache(manifest, spec, tmp_path / "s", open_source=open_source, batch_size=4, on_progress=build_too)
+    assert (ours.images_encoded, ours.shards_committed) == (5, 1)
+    assert (others[0].images_encoded, others[0].shards_committed) == (18, 4)
+    assert ours.content_hash == others[0].content_hash
 
 
 def test_sources_are_closed_even_after_an_error(

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dla_cache
+from dla_cache.errors import StoreError
 from dla_cache.spec import Modality
 from dla_cache.store.commits import CommitLog, CommitRecord
 
@@ -33,19 +35,22 @@ def commit(log: CommitLog, shard: int) -> None:
     log.commit_once(shard, lambda: make_record(shard))
 
 
-@given(steps=st.lists(st.integers(0, 12) | st.just("consolidate"), max_size=25))
+@given(steps=st.lists(st.integers(-13, 12) | st.just("consolidate"), max_size=25))
 @settings(deadline=None, max_examples=40)
-def test_whatever_the_order_of_commits_and_consolidations_the_union_is_kept(
+def test_whatever_the_order_of_commits_withdrawals_and_consolidations_the_log_holds_what_it_should(
     tmp_path_factory: pytest.TempPathFactory, steps: list[int | str]
 ) -> None:
     log = CommitLog(tmp_path_factory.mktemp("log"))
     committed = set()
     for step in steps:
-        if isinstance(step, int):
+        if step == "consolidate":
+            log.consolidate()
+        elif step < 0:
+            log.withdraw({-step - 1: make_record(-step - 1)})
+            committed.discard(-step - 1)
+        else:
             commit(log, step)
             committed.add(step)
-        else:
-            log.consolidate()
         assert CommitLog(log.folder).read() == {shard: make_record(shard) for shard in committed}
         assert log.read() == CommitLog(log.folder).read()
 
@@ -85,7 +90,36 @@ def test_a_shard_is_written_once_even_after_consolidation(tmp_path: Path) -> Non
     def write() -> CommitRecord:
         raise AssertionError("a committed shard was written again")
 
-    assert CommitLog(tmp_path).commit_once(0, write) == make_record(0)
+    assert CommitLog(tmp_path).commit_once(0, write) is False
+    assert CommitLog(tmp_path).read()[0] == make_record(0)
+
+
+def test_a_record_that_was_replaced_meanwhile_is_not_withdrawn(tmp_path: Path) -> None:
+    log = CommitLog(tmp_path)
+    commit(log, 0)
+    log.withdraw({0: make_record(0).model_copy(update={"content_sum": "1" * 64})})
+    assert log.read() == {0: make_record(0)}
+
+
+def test_a_process_that_knew_a_withdrawn_record_sees_the_new_one(tmp_path: Path) -> None:
+    log, other = CommitLog(tmp_path), CommitLog(tmp_path)
+    commit(log, 0)
+    commit(log, 1)
+    assert other.read().keys() == {0, 1}
+    log.withdraw({0: make_record(0)})
+    new = make_record(0).model_copy(update={"content_sum": "1" * 64})
+    assert log.commit_once(0, lambda: new)
+    assert other.read() == {0: new, 1: make_record(1)}
+    other.consolidate()
+    assert CommitLog(tmp_path).read() == {0: new, 1: make_record(1)}
+
+
+@pytest.mark.parametrize("loss", [Path.rmdir, lambda folder: (folder.rmdir(), folder.write_text(""))])
+def test_a_lost_folder_of_records_is_one_error(tmp_path: Path, loss: Callable[[Path], object]) -> None:
+    (tmp_path / "log").mkdir()
+    loss(tmp_path / "log")
+    with pytest.raises(StoreError, match=r"commit records in `.*log` cannot be listed[\s\S]*hint: "):
+        CommitLog(tmp_path / "log").read()
 
 
 def test_an_attempt_that_fails_commits_nothing_and_the_next_one_can(tmp_path: Path) -> None:
@@ -97,6 +131,7 @@ def test_an_attempt_that_fails_commits_nothing_and_the_next_one_can(tmp_path: Pa
     with pytest.raises(OSError, match="disk"):
         log.commit_once(0, fail)
     assert log.read() == {}
+    assert list(tmp_path.iterdir()) == []
     commit(log, 0)
     assert log.read() == {0: make_record(0)}
 

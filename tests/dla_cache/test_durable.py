@@ -1,5 +1,6 @@
 """Files appear whole: a reader has the old one or the new one, never a mixture."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -29,6 +30,17 @@ def test_content_is_safe_before_its_name_and_the_name_before_the_return(
     monkeypatch.setattr(os, "fsync", fsync)
     write_durably(tmp_path / "file", b"content")
     assert synced == [(tmp_path / ".file.tmp", False), (tmp_path, True)]
+
+
+def test_a_full_disk_leaves_no_half_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_durably(tmp_path / "file", b"old")
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        write_durably(tmp_path / "file", b"new content")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]
 
 
 def test_what_does_not_read_back_as_written_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The embedded sources: what they refuse, on what a latent depends, how good it is, and how they are made."""
 
+import hashlib
 from importlib import resources
 
 import diffusers
@@ -9,13 +10,17 @@ import torch
 from safetensors import safe_open
 
 import dla_cache.sources
+from dla_cache.build import build_cache
+from dla_cache.data.export import encode_png
 from dla_cache.data.relief_digits import SPLITS, Split, render_split
 from dla_cache.errors import MissingDependencyError, SourceError, SpecError, WorkInterrupted
+from dla_cache.manifest import ManifestRow, write_manifest
 from dla_cache.sources import SOURCES, open_source
 from dla_cache.sources.embedded import DepthAutoencoder, decode_depth
-from dla_cache.sources.fit import DepthPairs, EmbeddedFit, FitSpec, StageConfig
+from dla_cache.sources.fit import AutoencoderConfig, DepthPairs, EmbeddedFit, FitSpec, FlowConfig, model_card
 from dla_cache.sources.seeding import sample_seed
-from dla_cache.spec import LatentSpec, Modality
+from dla_cache.spec import CacheSpec, LatentSpec, Modality, parse_spec
+from dla_cache.store import open_store
 from trainer.checkpoint import load_checkpoint
 from trainer.loop import Loop, LoopConfig
 
@@ -115,11 +120,56 @@ def test_the_number_of_steps_matters(flow, held_out):
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_latent_does_not_depend_on_its_batch(source, held_out):
-    opened, pixels, seeds = open_source(spec_of(source), "cpu"), held_out[0][:4], [5, 6, 7, 8]
-    alone = np.concatenate([opened.encode(pixels[[i]], [seed]) for i, seed in enumerate(seeds)])
-    # Kernels for other batch sizes sum in another order.
-    assert np.abs(opened.encode(pixels, seeds) - alone).max() < 1e-4
+def test_a_latent_is_the_same_to_the_bit_whatever_its_batch_its_place_and_the_threads(source, held_out):
+    opened, pixels, seeds = open_source(spec_of(source), "cpu"), held_out[0][:70], [*range(70)]
+    whole = opened.encode(pixels, seeds)
+    assert np.array_equal(whole[::-1], opened.encode(pixels[::-1], seeds[::-1]))
+    for start, stop in ((69, 70), (3, 10)):
+        assert np.array_equal(whole[start:stop], opened.encode(pixels[start:stop], seeds[start:stop]))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert np.array_equal(whole, opened.encode(pixels, seeds))
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory):
+    """A folder with the PNGs of seven images, and their rows."""
+    folder, rows = tmp_path_factory.mktemp("listed"), []
+    for rendering, pixels in zip(*(part[:7] for part in render_split("validation")[:2]), strict=True):
+        content = encode_png(pixels)
+        (folder / f"{rendering.image_id}.png").write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        rows.append(ManifestRow(rendering.image_id, f"{rendering.image_id}.png", None, "validation", digest, 32, 32))
+    return folder, rows
+
+
+def test_what_is_stored_does_not_depend_on_batch_size_shard_size_or_order(listed, tmp_path):
+    folder, rows = listed
+    latents = (spec_of(parameters={"sampling_steps": 1}),)
+    hashes, stored = set(), []
+    for number, (batch_size, shard_size) in enumerate([(64, 512), (7, 512), (1, 512), (64, 5)]):
+        for order in (rows, rows[::-1]) if number == 0 else (rows,):
+            manifest = write_manifest(folder / "manifest.parquet", order, [])
+            path = tmp_path / f"{number}-{order[0].image_id}"
+            spec = CacheSpec(latents=latents, shard_size=shard_size)
+            report = build_cache(manifest, spec, path, open_source=open_source, batch_size=batch_size)
+            store = open_store(path)
+            stored.append(store.read("depth", np.array([store.rows.row_of(row.image_id) for row in rows])))
+            hashes |= {report.content_hash} if order is rows else set()
+    assert len(hashes) == 1
+    assert all(np.array_equal(one, stored[0]) for one in stored)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta"])
+def test_a_device_that_is_not_there_is_one_error(source, device):
+    with pytest.raises(SourceError, match=f"device `{device}` cannot be used") as refused:
+        open_source(spec_of(source), device)
+    assert refused.value.hint
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -193,6 +243,16 @@ def test_the_model_card_has_data_seed_scores_and_licence():
         assert words in card
 
 
+def test_the_shipped_card_is_what_a_fit_would_write_and_says_what_the_held_out_digits_decided():
+    card = (WEIGHTS / "README.md").read_text(encoding="utf-8")
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in card.splitlines() if line.count("|") == 4]
+    scores = {name: {"depth_correlation": float(one), "latent_r2": float(two)} for name, one, two in table[2:]}
+    assert card == model_card(FitSpec(), 20_000, scores)
+    assert "no part in fitting" not in card
+    assert "were not fitted on" in card
+    assert "chose which step of each stage was kept" in card
+
+
 def test_a_sample_seed_depends_on_each_of_its_parts_and_stays_what_it_was():
     seed = sample_seed(0, "depth", "digit-0001-render-0")
     assert seed == sample_seed(0, "depth", "digit-0001-render-0", 0) == 1614511397297180030
@@ -208,8 +268,8 @@ def test_a_sample_seed_depends_on_each_of_its_parts_and_stays_what_it_was():
 
 SPEC = FitSpec(
     held_out_digits=20,
-    autoencoder=StageConfig(steps=4, batch_size=8, learning_rate=2e-3, ema_decay=0.5),
-    flow=StageConfig(steps=4, batch_size=8, learning_rate=2e-3, ema_decay=0.5),
+    autoencoder=AutoencoderConfig(steps=4, batch_size=8, learning_rate=2e-3, ema_decay=0.5),
+    flow=FlowConfig(steps=4, batch_size=8, learning_rate=2e-3, ema_decay=0.5),
 )
 
 
@@ -261,7 +321,28 @@ def test_a_fit_that_is_stopped_in_both_stages_and_resumed_is_bitwise_the_unbroke
         assert [name for name, value in ours.state_dict().items() if not torch.equal(value, expected[name])] == []
 
 
-def test_held_out_digits_take_no_part_in_fitting(fitted):
+@pytest.mark.parametrize(
+    "fields", [{"seed": -1}, {"seed": 2**63}, {"held_out_digits": 0}, {"shift_pixels": 32}, {"kl_weight": float("inf")}]
+)
+def test_a_fit_spec_out_of_bounds_is_refused_by_its_field(fields):
+    with pytest.raises(SpecError, match=f"`{next(iter(fields))}`"):
+        parse_spec(fields, FitSpec, where="fit.yaml")
+
+
+@pytest.mark.parametrize("held_out_digits", [120, 121])
+def test_holding_out_all_digits_is_refused(held_out_digits):
+    with pytest.raises(SpecError, match="has 120 digits in all") as refused:
+        EmbeddedFit(SPEC.model_copy(update={"held_out_digits": held_out_digits}))
+    assert "at most 119" in refused.value.hint
+
+
+def test_one_field_of_a_stage_leaves_the_others_at_their_defaults():
+    spec = parse_spec({"flow": {"steps": 2}, "autoencoder": {"batch_size": 3}}, FitSpec, where="fit.yaml")
+    assert spec.flow == FitSpec().flow.model_copy(update={"steps": 2})
+    assert spec.autoencoder == FitSpec().autoencoder.model_copy(update={"batch_size": 3})
+
+
+def test_held_out_digits_are_not_fitted_on(fitted):
     digits_of = [{depth.numpy().tobytes() for depth in pairs.depth} for pairs in (fitted.fitted, fitted.held_out)]
     assert [len(digits) for digits in digits_of] == [100, 20]
     assert digits_of[0].isdisjoint(digits_of[1])

@@ -1,8 +1,11 @@
 """The image list: what goes in comes out, and what contradicts itself does not go in."""
 
+import contextlib
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -74,6 +77,30 @@ def test_a_faulty_row_is_refused_and_named(tmp_path: Path, changes: dict[str, ob
     assert not (tmp_path / "manifest.parquet").exists()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_id": None},
+        {"split": None},
+        {"sha256": None},
+        {"width": None},
+        {"image_id": "\ud800"},
+        {"uri": "\ud800"},
+        {"uri": 3},
+        {"label": "cat"},
+        {"label": 2**40},
+        {"label": 0.5},
+        {"label": float("nan")},
+        {"width": []},
+    ],
+)
+def test_a_value_that_no_column_holds_is_not_written(tmp_path: Path, changes: dict[str, object]) -> None:
+    with pytest.raises(ManifestError, match="do not fit the manifest's columns") as refused:
+        write_manifest(tmp_path / "manifest.parquet", [replace(ROW, **changes)], ["cat"])
+    assert refused.value.hint
+    assert not (tmp_path / "manifest.parquet").exists()
+
+
 def test_a_duplicate_id_is_refused_and_named(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="stand twice: `a`"):
         write_manifest(tmp_path / "manifest.parquet", [ROW, replace(ROW, uri="other.png")], ["cat"])
@@ -115,6 +142,132 @@ def test_a_parquet_file_that_is_no_manifest_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image_id": ["a"]}), tmp_path / "other.parquet")
     with pytest.raises(ManifestError, match="none of ours"):
         read_manifest(tmp_path / "other.parquet")
+
+
+@pytest.mark.parametrize(
+    ("facts", "fault"),
+    [
+        ("{not json", "metadata `dla` that is no JSON"),
+        ("\ud800", "metadata `dla` that is no JSON"),
+        ("[" * 100_000, "metadata `dla` that is no JSON"),
+        ("[1]", "metadata `dla` that is no JSON"),
+        ("null", "metadata `dla` that is no JSON"),
+        ('{"class_names": ["cat"]}', "none of ours"),
+        ('{"format": "1", "class_names": ["cat"]}', 'of format `"1"`, this dla reads `1`'),
+        ('{"format": true, "class_names": ["cat"]}', "of format `true`, this dla reads `1`"),
+        ('{"format": [1], "class_names": ["cat"]}', r"of format `\[1\]`, this dla reads `1`"),
+        ('{"format": 2, "class_names": ["cat"]}', "of format `2`, this dla reads `1`"),
+        ('{"format": 1}', "class names"),
+        ('{"format": 1, "class_names": null}', "class names"),
+        ('{"format": 1, "class_names": "cat"}', "class names"),
+        ('{"format": 1, "class_names": {"cat": 0}}', "class names"),
+        ('{"format": 1, "class_names": ["cat", 3]}', "no text: `3`"),
+        ('{"format": 1, "class_names": ["cat", ["dog"]]}', "no text"),
+        ('{"format": 1, "class_names": ["cat", ""]}', "no text"),
+        ('{"format": 1, "class_names": ["cat", "\\ud800"]}', "no text"),
+        ('{"format": 1, "class_names": ["cat", "cat"]}', "stand twice: `cat`"),
+    ],
+)
+def test_facts_that_are_not_those_of_a_manifest_are_refused_and_named(tmp_path: Path, facts: str, fault: str) -> None:
+    path = tmp_path / "manifest.parquet"
+    table = write_manifest(path, [ROW], ["cat"]).table
+    pq.write_table(table.replace_schema_metadata({"dla": facts.encode("utf-8", "surrogatepass")}), path)
+    with pytest.raises(ManifestError, match=fault) as refused:
+        read_manifest(path)
+    assert refused.value.hint
+    str(refused.value).encode()  # it can be printed
+
+
+def rewrite(path: Path, table: pa.Table) -> None:
+    pq.write_table(table.replace_schema_metadata(pq.read_schema(path).metadata), path)
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.parquet"
+    table = write_manifest(path, [ROW], ["cat"]).table
+    rewrite(path, table.append_column("label", table["label"]))
+    with pytest.raises(ManifestError, match=r"columns of a manifest.*\"label\""):
+        read_manifest(path)
+
+
+def broken_text() -> pa.Array:
+    """A string that is no UTF-8, as a writer that does not check makes it."""
+    return pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xff!")]
+    )
+
+
+@pytest.mark.parametrize("column", ["image_id", "uri", "split", "sha256"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pa.array([None], pa.string()),
+        pa.array([["nested"]]),
+        pa.array([{"nested": 1}]),
+        pa.array([b"\xff"], pa.binary()),
+        broken_text(),
+    ],
+    ids=["null", "list", "struct", "bytes", "broken text"],
+)
+def test_a_text_column_of_anything_else_is_refused(tmp_path: Path, column: str, wrong: pa.Array) -> None:
+    path = tmp_path / "manifest.parquet"
+    table = write_manifest(path, [ROW], ["cat"]).table
+    rewrite(path, table.set_column(table.column_names.index(column), column, wrong))
+    with pytest.raises(ManifestError, match="does not have the columns of a manifest") as refused:
+        read_manifest(path)
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize("column", ["label", "width", "height"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pa.array([["nested"]]),
+        pa.array(["many"]),
+        pa.array([0.5]),
+        pa.array([float("nan")]),
+        pa.array([2**40]),
+        pa.array([datetime(2024, 1, 1)]),
+    ],
+    ids=["list", "text", "fraction", "NaN", "too large", "time"],
+)
+def test_a_number_column_of_anything_else_is_refused(tmp_path: Path, column: str, wrong: pa.Array) -> None:
+    path = tmp_path / "manifest.parquet"
+    table = write_manifest(path, [ROW], ["cat"]).table
+    rewrite(path, table.set_column(table.column_names.index(column), column, wrong))
+    with pytest.raises(ManifestError, match="does not have the columns of a manifest"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    ("column", "wider"),
+    [
+        ("image_id", pa.array(["a"], pa.large_string())),
+        ("split", pa.array(["train"]).dictionary_encode()),
+        ("label", pa.array([0], pa.int64())),
+        ("width", pa.array([8], pa.uint16())),
+    ],
+)
+def test_a_column_that_only_its_writer_made_wider_or_denser_is_read(
+    tmp_path: Path, column: str, wider: pa.Array
+) -> None:
+    path = tmp_path / "manifest.parquet"
+    table = write_manifest(path, [ROW], ["cat"]).table
+    rewrite(path, table.set_column(table.column_names.index(column), column, wider))
+    assert list(read_manifest(path).rows()) == [ROW]
+
+
+def test_a_damaged_file_is_read_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.parquet"
+    write_manifest(path, [ROW], ["cat"])
+    whole = path.read_bytes()
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        damaged = bytearray(whole)
+        damaged[random.integers(0, len(whole))] ^= 1 << int(random.integers(0, 8))
+        path.write_bytes(damaged)
+        with contextlib.suppress(ManifestError):
+            read_manifest(path)
 
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:

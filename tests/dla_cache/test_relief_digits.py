@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dla_cache.data.export import encode_png, read_truth, write_relief_digits
+from dla_cache.data.export import check_files_are_ours, encode_png, read_truth, write_relief_digits
 from dla_cache.data.relief_digits import (
     CLASS_NAMES,
     SPLITS,
@@ -23,7 +23,7 @@ from dla_cache.data.relief_digits import (
 )
 from dla_cache.errors import StoreError
 from dla_cache.images import decode_image
-from dla_cache.manifest import read_manifest
+from dla_cache.manifest import ManifestRow, read_manifest, write_manifest
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("relief-*.png"))
 PLANS = {split: plan_renderings(split) for split in SPLITS}
@@ -198,6 +198,28 @@ def test_writing_again_gives_the_same_bytes(written):
     (written / "manifest.parquet").unlink()
     write_relief_digits(written)
     assert bytes_of(written) == before
+
+
+def test_lists_of_its_own_do_not_keep_it_from_writing_again(written):
+    check_files_are_ours(written)
+
+
+@pytest.mark.parametrize("name", ["manifest.parquet", "truth.parquet"])
+def test_a_list_of_other_images_is_refused_and_stays(tmp_path, name):
+    rows = [ManifestRow("dog", "dog.png", 0, "train", "0" * 64, 5, 7)]
+    write_manifest(tmp_path / name, rows, ["dogs"])
+    before = bytes_of(tmp_path)
+    with pytest.raises(StoreError, match="lists other images") as refused:
+        write_relief_digits(tmp_path)
+    assert "another folder" in refused.value.hint
+    assert bytes_of(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_manifest_that_cannot_be_read_is_not_ours_to_overwrite(tmp_path):
+    (tmp_path / "manifest.parquet").write_bytes(b"of a newer version, perhaps")
+    with pytest.raises(StoreError, match="lists other images"):
+        write_relief_digits(tmp_path)
 
 
 def test_a_target_that_cannot_be_written_is_one_error(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from dla_cache.errors import (
 )
 from dla_cache.spec import Modality
 from dla_cache.store import create_store, open_store
+from dla_cache.store.rows import RowTable
 
 FORMATS = [((3, 2, 2), "float16"), ((4,), "float32"), ((2, 5), "int16"), ((3, 7), "uint8"), ((1, 1, 1), "int32")]
 
@@ -68,7 +70,13 @@ def test_stock_zarr_shows_recipe_and_class_map(tmp_path: Path, made: SimpleNames
     recipe = made.recipe()
     create_store(tmp_path / "s", made.rows(7), ["cat", "dog"], 3, {"depth": recipe})
     group = zarr.open_group(tmp_path / "s", mode="r")
-    assert group.attrs["dla"] == {"format": 1, "shard_size": 3, "class_names": ["cat", "dog"]}
+    told = group.attrs["dla"]
+    assert {name: told[name] for name in ("format", "shard_size", "class_names", "recipes")} == {
+        "format": 2,
+        "shard_size": 3,
+        "class_names": ["cat", "dog"],
+        "recipes": {"depth": recipe.hash},
+    }
     array = group["latents/depth"]
     assert array.attrs["dla"] == {"recipe": recipe.model_dump(mode="json"), "recipe_hash": recipe.hash}
     assert array.metadata.dimension_names == ("image", "channel", "height", "width")
@@ -117,7 +125,7 @@ def test_rows_that_are_not_committed_are_missing_and_never_zero(tmp_path: Path, 
 
 def test_a_shard_file_without_a_record_is_not_there(tmp_path: Path, made: SimpleNamespace) -> None:
     store = made.store(tmp_path / "s", recipe := made.recipe(), made.latents(recipe, 3), 3)
-    (tmp_path / "s" / "commits" / "depth" / "0.json").unlink()
+    next((tmp_path / "s" / "commits" / "depth").iterdir()).unlink()
     with pytest.raises(MissingLatentError):
         open_store(store.path).read("depth", np.array([0]))
 
@@ -269,12 +277,56 @@ def test_what_is_no_store_is_refused_with_a_hint(tmp_path: Path) -> None:
             open_store(path)
 
 
-def test_a_newer_format_is_refused_with_a_hint(tmp_path: Path, made: SimpleNamespace) -> None:
+@pytest.mark.parametrize("other", [1, 3])
+def test_another_format_is_refused_with_a_hint(tmp_path: Path, made: SimpleNamespace, other: int) -> None:
     create_store(tmp_path / "s", made.rows(7), [], 3, {})
     path = tmp_path / "s" / "zarr.json"
-    path.write_text(json.dumps({"attributes": {"dla": {"format": 2}}}))
-    with pytest.raises(StoreError, match=r"format `2`.*\nhint: upgrade"):
+    path.write_text(json.dumps({"attributes": {"dla": {"format": other}}}))
+    with pytest.raises(StoreError, match=rf"format `{other}`, this dla reads `2`\nhint: upgrade"):
         open_store(tmp_path / "s")
+
+
+def test_a_changed_label_is_noticed_without_a_manifest(tmp_path: Path, made: SimpleNamespace) -> None:
+    create_store(tmp_path / "s", made.rows(7), [], 3, {"depth": made.recipe()})
+    other = RowTable([replace(image, label=1 if image.row == 4 else None) for image in made.rows(7)])
+    (tmp_path / "s" / "rows.parquet").write_bytes(other.to_parquet())
+    with pytest.raises(StoreError, match=r"row table `rows\.parquet` .*not the one that was written\nhint: "):
+        open_store(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "fault"),
+    [
+        ("zarr.json", '"cat"', '"dog"', "class map"),
+        ("zarr.json", '"shard_size": 3', '"shard_size": 4', "another setting"),
+        ("latents/depth/zarr.json", '"seed": 0', '"seed": 1', "recipe of `depth`"),
+    ],
+)
+def test_changed_metadata_is_noticed(
+    tmp_path: Path, made: SimpleNamespace, name: str, old: str, new: str, fault: str
+) -> None:
+    create_store(tmp_path / "s", made.rows(7), ["cat"], 3, {"depth": made.recipe()})
+    path = tmp_path / "s" / name
+    assert path.read_text().count(old) == 1
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(StoreError, match=rf"{fault}.* is not the one that was written\nhint: "):
+        open_store(tmp_path / "s")
+
+
+def test_a_row_table_that_another_version_of_parquet_wrote_is_kept(tmp_path: Path, made: SimpleNamespace) -> None:
+    create_store(tmp_path / "s", made.rows(7), [], 3, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RowTable, "to_parquet", lambda _: b"other bytes of the same rows")
+        create_store(tmp_path / "s", made.rows(7), [], 3, {"depth": made.recipe()})
+    assert open_store(tmp_path / "s").modalities == ("depth",)
+
+
+def test_a_store_that_lost_its_metadata_is_not_taken_for_a_new_one(tmp_path: Path, made: SimpleNamespace) -> None:
+    recipe = made.recipe()
+    store = made.store(tmp_path / "s", recipe, made.latents(recipe, 7), 3)
+    (store.path / "zarr.json").unlink()
+    with pytest.raises(StoreError, match=r"commit records but has lost its `zarr\.json`\nhint: "):
+        create_store(store.path, made.rows(7), [], 3, {"depth": made.recipe(seed=1)})
 
 
 @pytest.mark.parametrize("name", ["zarr.json", "rows.parquet", "latents/depth/zarr.json"])

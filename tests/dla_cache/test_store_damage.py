@@ -90,7 +90,7 @@ def test_two_samples_that_changed_places_are_noticed_by_verify(store: ZarrStore)
 
 
 def test_a_changed_record_is_noticed_by_verify(store: ZarrStore) -> None:
-    record = next((store.path / "commits" / "depth").glob("1.json"))
+    record = next((store.path / "commits" / "depth").glob("1-*.json"))
     text = record.read_text()
     mean = store.committed("depth")[1].statistics["train"].mean[0]
     record.write_text(text.replace(str(mean), str(mean + 1)))
@@ -98,9 +98,9 @@ def test_a_changed_record_is_noticed_by_verify(store: ZarrStore) -> None:
 
 
 def test_a_damaged_record_is_one_error(store: ZarrStore) -> None:
-    record = store.path / "commits" / "depth" / "1.json"
+    record = next((store.path / "commits" / "depth").glob("1-*.json"))
     record.write_bytes(record.read_bytes()[:-20])
-    with pytest.raises(StoreError, match=r"1\.json` is damaged"):
+    with pytest.raises(StoreError, match=r"1-.*\.json` is damaged"):
         open_store(store.path).read("depth", np.array([0]))
 
 

@@ -87,4 +87,27 @@ def test_a_file_that_belongs_to_nothing_is_a_problem(store: ZarrStore) -> None:
 def test_array_metadata_of_another_shape_is_a_problem(store: ZarrStore) -> None:
     path = store.path / "latents" / "depth" / "zarr.json"
     path.write_text(path.read_text().replace("23", "24", 1))
-    assert described(store) == ["latents/depth/zarr.json: it does not describe the array of its recipe"]
+    assert described(store) == [
+        "latents/depth/zarr.json: it does not describe what lies there: `dla cache build` writes it again"
+    ]
+
+
+def test_lost_metadata_of_the_group_of_arrays_is_a_problem(store: ZarrStore) -> None:
+    (store.path / "latents" / "zarr.json").unlink()
+    assert described(store) == [
+        "latents/zarr.json: it does not describe what lies there: `dla cache build` writes it again"
+    ]
+
+
+def test_a_record_of_another_recipe_is_a_problem(store: ZarrStore) -> None:
+    (path,) = (store.path / "commits" / "depth").iterdir()
+    records = store.committed("depth")
+    path.unlink()
+    for record in records.values():
+        changes = {"recipe_hash": "1" * 64} if record.shard == 3 else {"n_rows": 4} if record.shard == 2 else {}
+        text = record.model_copy(update=changes).model_dump_json()
+        (path.parent / f"{record.shard}-made.json").write_text(text)
+    assert described(open_store(store.path)) == [
+        "depth, shard 2: its record is of 4 images, 5 are planned",
+        f"depth, shard 3: its record is of another recipe, `{'1' * 64}`",
+    ]

@@ -1,5 +1,6 @@
 """Run configs: presets, what is laid over them, where paths start, and what is refused."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,15 @@ from trainer.run_folder import DataFacts, dump_config
 
 PLACES = {"store": "cache.zarr", "images": "data", "output": "run"}
 DEPTH = LatentFormat(kind="continuous", shape=(8, 4, 4), axes=("channel", "height", "width"), dtype="float16")
-FACTS = {"class_names": ("a", "b"), "recipes": {"depth": ""}, "formats": {"depth": DEPTH}, "modalities": ("depth",)}
+FACTS = {
+    "class_names": ("a", "b"),
+    "recipes": {"depth": ""},
+    "formats": {"depth": DEPTH},
+    "modalities": ("depth",),
+    "rows_sha256": "",
+    "latents_sha256": {"depth": ""},
+    "teacher_sha256": None,
+}
 PRESET_RUNS = [(preset, kind) for preset, kinds in PRESETS.items() for kind in kinds]
 
 
@@ -34,11 +43,31 @@ def test_a_preset_makes_a_whole_run_of_three_paths_and_a_kind(preset, kind):
     assert isinstance(model_config(config, DataFacts.model_validate(FACTS)), MODEL_CONFIGS[kind])
 
 
+@pytest.mark.parametrize("length", [{}, {"epochs": 2}, {"loop": {"steps": 3}}], ids=["preset's", "epochs", "steps"])
 @pytest.mark.parametrize(("preset", "kind"), PRESET_RUNS)
-def test_a_resolved_run_resolves_to_itself(preset, kind):
-    config = preset_run(preset, kind)
+def test_a_resolved_run_resolves_to_itself(preset, kind, length):
+    config = preset_run(preset, kind, **length)
     again = resolve_run(yaml.safe_load(dump_config(config)), base=Path(), where="again")
     assert again == config
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(("preset", "kind"), PRESET_RUNS)
+def test_the_length_that_a_run_says_replaces_that_of_the_preset(preset, kind):
+    by_steps = preset_run(preset, kind, loop={"steps": 3})
+    assert (by_steps.epochs, by_steps.loop.steps) == (None, 3)
+    by_epochs = preset_run(preset, kind, epochs=2)
+    assert by_epochs.epochs == 2
+    assert "steps" not in by_epochs.model_dump()["loop"]
+    assert by_epochs.loop.learning_rate == by_steps.loop.learning_rate == preset_run(preset, kind).loop.learning_rate
+
+
+@pytest.mark.parametrize("preset", [{}, {"preset": "paper"}, {"preset": "embedded"}])
+def test_a_run_that_says_how_long_in_epochs_and_in_steps_is_refused(preset):
+    both = {"kind": "teacher", "epochs": 2, "loop": {"steps": 3}, **preset}
+    with pytest.raises(SpecError, match=r"`epochs` and `loop.steps` both say how long.*set `epochs: null`"):
+        resolve(**both)
+    assert resolve(**{**both, "epochs": None}).loop.steps == 3
 
 
 def test_the_paper_is_50_epochs_of_batches_of_32_at_a_rate_from_3e_5_to_1e_6():
@@ -122,6 +151,11 @@ def test_what_the_data_decide_may_not_be_set(kind, field):
         ({"kind": "probe", "loop": {"steps": 0}}, r"loop\.steps"),
         ({"kind": "probe", "loop": 5}, "loop"),
         ({"kind": "probe", "epochs": 0}, "epochs"),
+        ({"kind": "probe", "pixel_std": [0, 0.5, 0.5]}, r"pixel_std\.0"),
+        ({"kind": "probe", "pixel_std": [0.5, math.inf, 0.5]}, r"pixel_std\.1"),
+        ({"kind": "probe", "pixel_mean": [0.5, 0.5, math.nan]}, r"pixel_mean\.2"),
+        ({"kind": "probe", "device": "gpu 3"}, "`device`.*torch knows no device `gpu 3`"),
+        ({"kind": "probe", "device": ""}, "`device`"),
         ({"kind": "probe", "roles": {"labelled": []}}, r"roles\.labelled"),
         ({"kind": "probe", "roles": {"test": ["validation"]}}, "one part only"),
     ],

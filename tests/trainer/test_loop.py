@@ -1,11 +1,14 @@
 """The loop on a toy task: kills and resumes, the schedule, the guard against dead losses, the best weights."""
 
+import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,12 +135,18 @@ def test_a_stop_keeps_a_checkpoint_of_that_very_step(tmp_path, unbroken, asked_a
     loop = make_loop(tmp_path)
     with pytest.raises(WorkInterrupted, match=f"step {asked_at} of {STEPS}") as stopped:
         run_loop(loop, should_stop=lambda: loop.step == asked_at)
-    assert "--resume" in stopped.value.hint
+    assert stopped.value.hint == "run the same command again; it goes on from there"
     resumed = make_loop(tmp_path)
     resumed.resume()
     assert run_loop(resumed).resumed_from == asked_at
     assert_same_run(tmp_path, unbroken)
     assert steps_told(tmp_path) == [6, 12, 18, 20]
+
+
+def test_what_to_do_after_a_stop_is_the_callers_to_say(tmp_path):
+    with pytest.raises(WorkInterrupted) as stopped:
+        run_loop(make_loop(tmp_path), should_stop=lambda: True, hint_to_resume="press the green button")
+    assert stopped.value.hint == "press the green button"
 
 
 def test_death_before_any_step_to_disk_loses_nothing_but_steps(tmp_path, monkeypatch):
@@ -378,7 +387,50 @@ def test_a_truncated_checkpoint_is_refused(stopped, kept_share):
     path.write_bytes(content[: int(len(content) * kept_share)])
     with pytest.raises(CheckpointError, match=r"last\.safetensors") as refused:
         make_loop(stopped).resume()
-    assert refused.value.hint
+    assert f"remove `{stopped}`" in refused.value.hint
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_refused_wherever_it_is(stopped):
+    path = stopped / "last.safetensors"
+    content = path.read_bytes()
+    for place in [*range(16), *range(16, len(content), len(content) // 100), len(content) - 1]:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(CheckpointError, match=r"last\.safetensors") as refused:
+            make_loop(stopped).resume()
+        assert f"remove `{stopped}`" in refused.value.hint
+    path.write_bytes(content)
+    make_loop(stopped).resume()
+
+
+def test_a_checkpoint_without_a_checksum_is_refused(stopped):
+    path = stopped / "last.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"sha256"', b'"sha999"', 1))
+    with pytest.raises(CheckpointError, match="it has no checksum"):
+        make_loop(stopped).resume()
+
+
+def test_kept_weights_in_place_of_a_checkpoint_are_refused(stopped):
+    shutil.copy(stopped / "best.safetensors", stopped / "last.safetensors")
+    with pytest.raises(CheckpointError, match=r"last\.safetensors` holds weights alone") as refused:
+        make_loop(stopped).resume()
+    assert f"remove `{stopped}`" in refused.value.hint
+
+
+def test_a_checkpoint_of_another_model_is_refused(stopped):
+    loop = make_loop(stopped)
+    loop.task.module[3] = nn.Linear(8, 2)
+    with pytest.raises(CheckpointError, match=r"is of another model: `3\.weight`, `3\.bias`"):
+        loop.resume()
+
+
+def test_averaged_weights_come_back_on_the_device_of_the_model(stopped):
+    """The `meta` device stands for a GPU: it is another one than that of the checkpoint."""
+    task = ToyTask()
+    task.module.to("meta")
+    loop = Loop(task, CONFIG, stopped, seed=3)
+    with warnings.catch_warnings(action="ignore"):  # `meta` holds no values to copy into
+        loop.resume()
+    assert {value.device.type for value in loop.averaged.values()} == {"meta"}
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
@@ -405,6 +457,43 @@ def test_a_resumed_log_tells_every_step_once_even_if_its_last_line_was_cut(stopp
     run_loop(loop)
     assert steps_told(stopped) == [6, 12, 18, 20]
     assert [set(record["losses"]) for record in loop.metrics] == [{"fit", "total"}] * 4
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b'{"step": 6}\n\xff\xfe\n', 2),
+        (b'{"step": 6}\nrubbish\n{"step": 12}\n', 2),
+        (b'{"losses": {}}\n', 1),
+        (b'{"step": "6"}\n', 1),
+        (b"[6]\n", 1),
+        (b'{"step": 6}\n\n{"step": 12}\n', 2),
+    ],
+    ids=["no UTF-8", "no JSON", "no step", "no number", "no object", "empty"],
+)
+def test_a_damaged_line_of_the_log_is_named_and_its_file_can_be_removed(stopped, content, line):
+    log = stopped / "metrics.jsonl"
+    log.write_bytes(content)
+    loop = make_loop(stopped)
+    loop.resume()
+    with pytest.raises(CheckpointError, match=rf"line {line} of `{log}` is damaged") as refused:
+        run_loop(loop)
+    assert "remove the file" in refused.value.hint
+    log.unlink()
+    run_loop(loop)
+    assert steps_told(stopped) == [12, 18, 20]
+
+
+def test_a_full_disk_gets_back_what_the_attempt_took(stopped, monkeypatch):
+    before = {path: path.read_bytes() for path in stopped.iterdir()}
+
+    def refuse(descriptor):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(StoreError, match="no space left"):
+        make_loop(stopped).save("last")
+    assert {path: path.read_bytes() for path in stopped.iterdir()} == before
 
 
 def test_a_checkpoint_that_cannot_be_written_is_an_error(tmp_path):

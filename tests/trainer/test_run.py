@@ -20,8 +20,9 @@ from dla_cache.errors import (
     WorkInterrupted,
 )
 from dla_cache.manifest import write_manifest
-from dla_cache.spec import load_yaml
-from dla_cache.store import open_store
+from dla_cache.spec import Modality, load_yaml
+from dla_cache.store import create_store, open_store
+from dla_cache.store.rows import RowTable
 from trainer.checkpoint import load_checkpoint
 from trainer.config import RunConfig, resolve_run
 from trainer.data import PairSource, PixelScale, Role
@@ -214,8 +215,95 @@ def test_a_run_does_not_resume_on_latents_of_another_recipe(tiny, tmp_path, fini
         with pytest.raises(WorkInterrupted):
             train_run(config, should_stop=lambda: not next(answers))
     other = tiny.build(tiny.manifest, tmp_path / "other.zarr", seed=1)
-    with pytest.raises(RecipeMismatchError, match="was begun on other classes or latents"):
+    with pytest.raises(RecipeMismatchError, match="was begun on other latents of `depth` than"):
         train_run(config.model_copy(update={"store": str(other)}), resume=True)
+
+
+def copy_store(tiny, path, *, change=lambda row: row, class_names=None, offset=0.0, modalities=("depth",)):
+    """The tiny store written anew, in shards of another size; with other rows or latents, or more modalities."""
+    old = open_store(tiny.store)
+    recipes = {name: old.recipe("depth").model_copy(update={"modality": Modality(name)}) for name in modalities}
+    rows = RowTable([change(row) for row in old.rows])
+    store = create_store(path, rows, class_names or old.class_names, 7, recipes)
+    for name in modalities:
+        for shard in store.shards:
+            latents = old.read("depth", np.arange(shard.start, shard.stop)) + np.float16(offset)
+            store.write_shard(name, shard, latents, seconds=0.1, device="cpu")
+    return path
+
+
+def stop_after(config, n_steps):
+    answers = iter([False] * n_steps + [True])
+    with pytest.raises(WorkInterrupted):
+        train_run(config, should_stop=lambda: next(answers))
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"offset": 0.5}, "latents of `depth`"),
+        ({"change": lambda row: replace(row, label=0) if row.label == 1 else row}, "images, splits or labels"),
+        ({"change": lambda row: replace(row, split="test") if row.row == 3 else row}, "images, splits or labels"),
+        ({"change": lambda row: replace(row, sha256="0" * 64) if row.row == 3 else row}, "images, splits or labels"),
+        ({"class_names": ("red", "blue", "green")}, "classes"),
+    ],
+    ids=["latents", "labels", "splits", "files", "classes"],
+)
+def test_a_run_does_not_resume_on_other_data_of_the_same_recipe(tiny, tmp_path, changes, what):
+    config = stop_after(tiny.run("probe", tmp_path / "run"), 1)
+    other = copy_store(tiny, tmp_path / "other.zarr", **changes)
+    with pytest.raises(RecipeMismatchError, match=f"was begun on other .*{what}") as refused:
+        train_run(config.model_copy(update={"store": str(other)}), resume=True)
+    assert str(other) in refused.value.message
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize("modalities", [("depth",), ("depth", "audio")], ids=["a copy", "a modality more"])
+def test_a_run_resumes_on_a_copy_of_its_store_that_may_have_gained_a_modality(tiny, trained, tmp_path, modalities):
+    config = stop_after(tiny.run("probe", tmp_path / "run", **TRANSFER), 1)
+    other = copy_store(tiny, tmp_path / "other.zarr", modalities=modalities)
+    train_run(config.model_copy(update={"store": str(other)}), resume=True)
+    kept, expected = (load_checkpoint(f / "best.safetensors")[0] for f in (tmp_path / "run", trained / "probe"))
+    assert [name for name in expected if not torch.equal(kept[name], expected[name])] == []
+
+
+def test_latents_that_a_run_never_sees_may_change(tiny, tmp_path):
+    config = stop_after(tiny.run("student", tmp_path / "run"), 1)
+    other = copy_store(tiny, tmp_path / "other.zarr", offset=0.5)
+    assert train_run(config.model_copy(update={"store": str(other)}), resume=True).test_images == 4
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_student_does_not_resume_with_a_teacher_that_was_trained_anew(tiny, trained, tmp_path, finished):
+    shutil.copytree(trained / "probe", tmp_path / "teacher")
+    config = tiny.run("student", tmp_path / "run", teacher=tmp_path / "teacher", objective=tiny.objectives["kd"])
+    if finished:
+        train_run(config)
+    else:
+        stop_after(config, 1)
+    shutil.rmtree(tmp_path / "teacher")
+    train_run(tiny.run("probe", tmp_path / "teacher", seed=1, **TRANSFER))
+    with pytest.raises(CheckpointError, match=r"was begun with another teacher than `.*teacher` holds now"):
+        train_run(config, resume=True)
+    moved = config.model_copy(update={"teacher": str(trained / "probe")})
+    assert train_run(moved, resume=True).test_images == 4
+
+
+def test_only_one_process_at_a_time_trains_in_a_folder(tiny, tmp_path):
+    config = tiny.run("probe", tmp_path / "run")
+    refused = []
+
+    def train_beside(at):
+        for resume in (True, False):
+            with pytest.raises(CheckpointError, match=f"another process trains in `{tmp_path / 'run'}`") as error:
+                train_run(config, resume=resume)
+            refused.append(error.value.hint)
+
+    train_run(config, on_progress=train_beside)
+    assert len(refused) == 12
+    assert all(refused)
+    assert train_run(config, resume=True) == read_result(tmp_path / "run")
 
 
 def test_messy_on_a_probe_is_refused_and_leaves_no_folder(tiny, trained, tmp_path):
@@ -261,8 +349,16 @@ def test_a_teacher_that_is_not_finished_is_refused(tiny, tmp_path):
 def test_a_damaged_teacher_folder_is_refused_by_the_name_of_the_file(tiny, trained, tmp_path, name):
     shutil.copytree(trained / "probe", tmp_path / "probe")
     (tmp_path / "probe" / name).write_text('{"half":')
-    with pytest.raises((CheckpointError, SpecError), match=name):
+    with pytest.raises(CheckpointError, match=name) as refused:
         train_run(tiny.run("student", tmp_path / "run", teacher=tmp_path / "probe", objective=tiny.objectives["kd"]))
+    assert f"remove `{tmp_path / 'probe'}` and train the run again" in refused.value.hint
+
+
+def test_weights_of_another_model_are_refused(tiny, trained, tmp_path):
+    shutil.copytree(trained / "probe", tmp_path / "probe")
+    shutil.copy(trained / "teacher" / "best.safetensors", tmp_path / "probe" / "best.safetensors")
+    with pytest.raises(CheckpointError, match=r"best\.safetensors` is of another model"):
+        load_run(tmp_path / "probe")
 
 
 def test_a_modality_that_the_store_has_not_is_refused(tiny, tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from trainer.presets import PAPER_VIEW
-from trainer.views import ViewConfig, Views, apply_views, draw_views
+from trainer.views import ViewConfig, Views, apply_views, draw_views, view_images
 
 PAPER = ViewConfig.model_validate(PAPER_VIEW)
 IMAGE_IDS = [f"image_{number}" for number in range(500)]
@@ -52,11 +52,12 @@ def test_different_images_have_different_views():
     seed=st.integers(0, 2**64 - 1),
     draw=st.integers(0, 2**32 - 1),
     bounds=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1), st.floats(0.1, 10), st.floats(0.1, 10)),
+    aspect=st.floats(0.1, 10),
 )
-def test_crops_stay_inside_the_image(seed, draw, bounds):
+def test_crops_stay_inside_the_image(seed, draw, bounds, aspect):
     (scale_min, scale_max), (ratio_min, ratio_max) = sorted(bounds[:2]), sorted(bounds[2:])
     config = ViewConfig(scale_min=scale_min, scale_max=scale_max, ratio_min=ratio_min, ratio_max=ratio_max)
-    views = draw_views(seed, IMAGE_IDS[:20], draw, config)
+    views = draw_views(seed, IMAGE_IDS[:20], draw, config, np.full(20, aspect))
     assert (views.left >= 0).all()
     assert (views.top >= 0).all()
     assert (views.width > 0).all()
@@ -72,6 +73,16 @@ def test_views_are_spread_as_their_config_says():
     assert area.mean() == pytest.approx(0.6, abs=0.05)  # 500 draws: 5 standard errors
     assert views.flip.mean() == pytest.approx(0.5, abs=0.11)
     assert abs(np.corrcoef(area, views.flip)[0, 1]) < 0.23
+
+
+@pytest.mark.parametrize("aspect", [1 / 4, 47 / 80, 1.0, 80 / 47, 4.0])
+def test_the_aspect_of_a_crop_keeps_its_bounds_in_pixels_whatever_the_images_own(aspect):
+    views = draw_views(0, IMAGE_IDS, 0, PAPER, np.full(len(IMAGE_IDS), aspect))
+    in_pixels = views.width / views.height * aspect
+    assert in_pixels.min() >= 3 / 4 - 1e-12
+    assert in_pixels.max() <= 4 / 3 + 1e-12
+    assert in_pixels.min() < 0.8
+    assert in_pixels.max() > 1.25
 
 
 def test_without_a_flip_in_the_config_nothing_is_mirrored():
@@ -120,6 +131,15 @@ def test_a_sample_does_not_depend_on_its_neighbours():
     torch.testing.assert_close(
         apply_views(pixels, views, 9)[2:3], apply_views(pixels[2:3], alone, 9), atol=1e-6, rtol=0
     )
+
+
+def test_images_of_one_size_are_viewed_in_one_go_and_others_beside_them():
+    square = (images(3) * 255).byte().numpy()
+    wide = (images(2, 10, 24) * 255).byte().numpy()
+    views = draw_views(0, IMAGE_IDS[:5], 0, PAPER, np.array([1, 2.4, 1, 2.4, 1]))
+    mixed = view_images([square[0], wide[0], square[1], wide[1], square[2]], views, 9)
+    assert torch.equal(mixed[::2], apply_views(torch.from_numpy(square), views.of([0, 2, 4]), 9))
+    assert torch.equal(mixed[1::2], apply_views(torch.from_numpy(wide), views.of([1, 3]), 9))
 
 
 def test_bounds_in_the_wrong_order_are_refused():
