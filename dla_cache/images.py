@@ -166,7 +166,7 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def centre_square(pixels: Pixels, size: int) -> Pixels:
-    """The view that sources see and models are evaluated on, uint8 [3, size, size]: shorter side to `size`, centre crop.
+    """The view that sources see and models are evaluated on, [3, size, size]: shorter side to `size`, centre crop.
 
     Deterministic, because a latent is cached once for an image; training views are the trainer's. To the pixel what
     the image processor of an exported student gives. An image that is already square and of that size stays as it is.
