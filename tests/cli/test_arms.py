@@ -67,6 +67,7 @@ def child(monkeypatch, tmp_path):
 
     def write(code):
         (tmp_path / "fake" / "cli").mkdir(parents=True)
+        (tmp_path / "fake" / "cli" / "__init__.py").touch()  # without it an installed `cli` would come before ours
         start = "import os, signal, sys, time\nos.chdir(sys.argv[2].removesuffix('.yaml'))\n"
         (tmp_path / "fake" / "cli" / "main.py").write_text(start + code)
 
@@ -116,7 +117,9 @@ def test_a_run_that_the_same_signal_ended_has_not_failed(child, tmp_path):
     answers = iter([False])
 
     def should_stop():
+        until = time.monotonic() + 30
         while not (tmp_path / "probe" / "ended").exists():
+            assert time.monotonic() < until
             time.sleep(0.01)
         return next(answers, True)
 
