@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trainer.run_folder import RunResult
 
 QUICK_STEPS = 20
+TOO_BRIEF = "--quick trained too briefly for the accuracies to mean anything."
 N_PROCESSES = 2
 SHEET_STRIDE = 5
 WHAT = {
@@ -41,6 +42,8 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Data, cache, probe, teacher and four students on one machine: measured, in minutes."""
+    from cli.page import write_page
+
     store_path, sheet = out / "cache.zarr", out / "latents.png"
     # First, since it may refuse: nobody shall wait for a build in vain.
     steps = QUICK_STEPS if quick else None
@@ -52,15 +55,27 @@ def demo(
         with ProgressReporter("train", "steps") as reporter:
             finished = run_arms(arms, n_processes=N_PROCESSES, on_progress=reporter.update, should_stop=should_stop)
     results = {arm.name: result for arm, result in zip(arms, finished, strict=True)}
+    page = out / "report.html"
+    write_page(
+        page,
+        [arm.folder for arm in arms],
+        store=store_path,
+        picture=sheet,
+        title="What the demo measured",
+        remarks=[TOO_BRIEF] if quick else [],
+        commands=[f"dla demo --seed {seed}{' --quick' * quick}"],
+    )
     if as_json:
         rows = {name: result.model_dump() for name, result in results.items()}
-        typer.echo(json.dumps({"rows": rows, "content_hash": store.content_hash(), "picture": str(sheet)}))
+        shown = {"picture": str(sheet), "page": str(page)}
+        typer.echo(json.dumps({"rows": rows, "content_hash": store.content_hash(), **shown}))
         return
     show_results(results, store, report)
     typer.echo(f"\npicture of eight images and their latents: {sheet}")
+    typer.echo(f"all of it on one page: {page}")
     typer.echo(f"run files to change and repeat: {out / 'specs'}, with `dla train FILE`")
     if quick:
-        typer.echo("--quick trained too briefly for the accuracies to mean anything.")
+        typer.echo(TOO_BRIEF)
     typer.echo("One seed proves nothing: the intervals are those of drawing test images, not of training again.")
 
 
@@ -129,6 +144,7 @@ def read_arms() -> dict[str, dict[str, Any]]:
 def show_results(results: dict[str, "RunResult"], store: "ZarrStore", report: "BuildReport") -> None:
     """The measured table, and what the cache cost."""
     from dla_cache.describe import describe_store
+    from dla_cache.sources import SOURCES
 
     rows = []
     for name, result in results.items():
@@ -144,8 +160,12 @@ def show_results(results: dict[str, "RunResult"], store: "ZarrStore", report: "B
             )
         )
     print_table(("run", "from what to what", "test top-1 %", "95 % interval", "seconds", "images/s"), rows)
-    parts = [f"{name} (test top-1 {100 * top1:.1f} %)" for name, top1 in results["teacher"].branches.items()]
-    typer.echo(f"\nthe teacher and its branches: {', '.join(parts)}")
+    for name in ("probe", "teacher"):
+        parts = ", ".join(f"{part} {100 * top1:.1f} %" for part, top1 in list(results[name].branches.items())[1:])
+        typer.echo(f"\nparts of the {name}, and what it makes of some of its input: {parts}")
+    for modality in store.modalities:
+        note = SOURCES[store.recipe(modality).source].note
+        typer.echo(f"{modality}: {store.recipe(modality).source}, {note}")
     status = describe_store(store)
     for part in status.modalities:
         typer.echo(f"cache: {part.modality}, {part.images} images, {part.bytes_per_image:.0f} bytes an image")

@@ -11,6 +11,10 @@ from rich.console import Console
 from cli.cache import app as cache_app
 from cli.data import app as data_app
 from cli.demo import demo
+from cli.doctor import doctor
+from cli.manifest import app as manifest_app
+from cli.model import evaluate, export, predict
+from cli.report import report
 from cli.signals import Interrupted, raise_on_signals
 from cli.sources import app as sources_app
 from cli.train import train
@@ -24,10 +28,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(manifest_app, name="manifest")
 app.add_typer(cache_app, name="cache")
 app.add_typer(sources_app, name="sources")
 app.command()(train)
+app.command()(evaluate)
+app.command()(predict)
+app.command()(export)
+app.command()(report)
 app.command()(demo)
+app.command()(doctor)
 
 
 def show_version(wanted: bool) -> None:

@@ -41,7 +41,7 @@ def fit(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """Train the embedded sources on relief-digits' own pairs. Run it again to go on where it stopped."""
+    """Train an embedded source and its cheap rival on relief-digits' own pairs. Run it again to go on where it stopped."""
     from dla_cache.sources.fit import EmbeddedFit, FitSpec, Stage, begin_fit
     from dla_cache.spec import load_yaml, parse_spec
     from trainer.checkpoint import load_checkpoint
@@ -80,6 +80,9 @@ def fit(
     if as_json:
         typer.echo(json.dumps(scores))
         return
-    rows = [(name, f"{s['depth_correlation']:.4f}", f"{s['latent_r2']:.4f}") for name, s in scores.items()]
-    print_table(("held out", "depth correlation", "latent R²"), rows)
+    kinds = list(dict.fromkeys(kind for of_one in scores.values() for kind in of_one))
+    rows = [
+        (name, *(f"{of_one[kind]:.4f}" if kind in of_one else "" for kind in kinds)) for name, of_one in scores.items()
+    ]
+    print_table(("held out", *(kind.replace("_", " ") for kind in kinds)), rows)
     typer.echo(f"weights and card in {out}")

@@ -81,6 +81,10 @@ class CheckpointError(DlaError, OSError):
         return DlaError.__str__(self)
 
 
+class ExportError(DlaError, RuntimeError):
+    """An export does not give the logits of the student it was made from."""
+
+
 class MissingDependencyError(DlaError, ImportError):
     """An optional package is needed and not installed."""
 

@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from dla_cache.errors import ImageError
+from dla_cache.tars import read_range
 
 Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded: a quarter GiB of RGB, where Pillow too suspects a bomb."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+"""What Pillow may decode, by content: of others some start a program, as PostScript starts Ghostscript."""
 
 REPLACE_HINT = "replace the file, or drop the image from the manifest"
 
@@ -49,16 +53,17 @@ class ListedImage(Protocol):
 def read_image_bytes(path: Path, row: ListedImage) -> bytes:
     """The file's bytes, which are those the manifest was made of.
 
+    Args:
+        path: of a file, or `shards/000.tar#1536+20480`: 20,480 bytes of one, from byte 1,536 on.
+
     Raises:
         ImageError: if the file is missing or has changed.
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ImageError(
-            f"image `{row.image_id}` cannot be read from `{path}`: {error.strerror}",
-            hint="restore the file, or drop the image from the manifest",
-        ) from error
+        content = read_range(path.parent, path.name)
+    except ImageError as error:
+        fault = error.message.removeprefix(f"image `{path.name}` ")
+        raise ImageError(f"image `{row.image_id}` at `{path}` {fault}", hint=error.hint) from error
     if hashlib.sha256(content).hexdigest() != row.sha256:
         raise ImageError(
             f"image `{row.image_id}` at `{path}` is not the file of the manifest: {len(content)} bytes, another sha256",
@@ -107,7 +112,7 @@ def decode_image(content: bytes, image_id: str) -> Pixels:
 
 def _decode_other(content: bytes) -> tuple[Pixels, bytes]:
     """Pixels [H, W, 3] and the EXIF block, which Pillow itself has heeded and left out in TIFF."""
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         _check_size(*image.size)
         if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
             raise ValueError(f"32-bit samples (mode `{image.mode}`) have no known range; save it with 8 or 16 bits")

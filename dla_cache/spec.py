@@ -59,8 +59,9 @@ class LatentFormat(StrictModel):
     kind: Literal["continuous", "codes"]
     shape: tuple[Annotated[int, Field(gt=0)], ...]
     """Shape of one sample, without the batch axis."""
-    axes: tuple[Literal["channel", "height", "width", "token", "codebook", "step"], ...]
-    """The meaning of each axis of `shape`: a flip of the image turns `height` and `width`."""
+    axes: tuple[Literal["channel", "height", "width", "token", "codebook", "step", "frequency", "time"], ...]
+    """The meaning of each axis of `shape`: a flip of the image turns `height` and `width`. `token` and `step` may be
+    shorter in a sample, all others are as long as `shape` says."""
     dtype: Literal["float16", "float32", "uint8", "int16", "int32"]
     vocabulary: Annotated[int, Field(gt=0)] | None = None
     """Number of codes; codes only."""

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from dla_cache.errors import TrainingError
 from dla_cache.spec import LatentFormat, StrictModel
 from trainer.adapters import CodeEmbedding, LatentScaler, check_modalities, n_tokens, tokens_of
 
@@ -92,14 +93,29 @@ class LatentProbe(nn.Module):
         scaler: LatentScaler = self.scalers[modality]  # type: ignore[assignment]
         scaler.set_statistics(mean, std)
 
-    def forward(self, raw_latents: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Logits [B, K] from raw latents, modality → [B, *shape]; masks [B, N] are true on real tokens.
+    def forward(
+        self,
+        raw_latents: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None = None,
+        present: Mapping[str, bool] | None = None,
+    ) -> Tensor:
+        """Logits [B, K] from raw latents.
+
+        Args:
+            raw_latents: modality → [B, *shape]; one at least, for it tells how many images there are.
+            masks: modality → boolean [B, N], true where a latent token is real; none means all are.
+            present: modality → false to leave it out of all images; its latent need not be given.
 
         Raises:
-            TrainingError: if a modality is missing or unknown, or statistics are not set.
+            TrainingError: if a modality is unknown, or missing and not left out, or statistics are not set.
         """
-        modalities = check_modalities(self.classifier.modalities, raw_latents, None)
-        latents = {name: self.scalers[name](raw_latents[name]) for name in modalities}
-        kept = {name: torch.ones(len(latents[name]), dtype=torch.bool, device=latents[name].device) for name in latents}
+        wanted = check_modalities(self.classifier.modalities, raw_latents, present)
+        latents = {name: self.scalers[name](raw_latents[name]) for name in wanted}
+        if not raw_latents:
+            raise TrainingError(
+                "no latent tells how many images there are", hint="hand over one, though `present` leaves it out"
+            )
+        like = next(iter(raw_latents.values()))
+        kept = dict.fromkeys(self.classifier.modalities, torch.ones(len(like), dtype=torch.bool, device=like.device))
         logits: Tensor = self.classifier(latents, masks or {}, kept)
         return logits

@@ -15,7 +15,7 @@ from dla_cache.store import LatentStore, open_store
 from trainer.checkpoint import fitting, load_checkpoint, write_atomically
 from trainer.config import MODEL_CONFIGS, RunConfig
 from trainer.data import PairSource, PixelScale, Role
-from trainer.evaluate import measure_accuracy
+from trainer.evaluate import measure_accuracy, measure_subsets, name_subsets
 from trainer.loop import Loop, LoopConfig, Progress
 from trainer.probe import LatentProbe, ProbeConfig
 from trainer.run_folder import (
@@ -137,8 +137,11 @@ def _train_locked(
     )
 
     load_best(folder, task)
-    test = measure_accuracy(task, pairs.evaluation(Role(config.roles.test, EVALUATION_BATCH_SIZE), facts.modalities))
+    test_batches = pairs.evaluation(Role(config.roles.test, EVALUATION_BATCH_SIZE), facts.modalities)
+    test = measure_accuracy(task, test_batches)
     answer = next(iter(test.values()))
+    if not isinstance(task, StudentTask):
+        test |= name_subsets(task, measure_subsets(task, test_batches))
     low, high = answer.interval()
     result = RunResult(
         kind=config.kind,

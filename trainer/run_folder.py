@@ -55,7 +55,7 @@ class RunResult(StrictModel):
     test_high: float
     test_images: int
     branches: dict[str, float]
-    """Test top-1 of each part of the model."""
+    """Test top-1 of the model, of each of its parts, and with some of its modalities left out (`image and depth`)."""
     position_to_content: dict[str, float]
     """Before training, for each span: norm of the positions over norm of their tokens. Well below 1 a model
     hardly knows where a token lies."""

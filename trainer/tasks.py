@@ -91,8 +91,13 @@ class ProbeTask:
         self.module = probe
         self.self_training = self_training
 
-    def branch_logits(self, batch: Batch) -> dict[str, Tensor]:
-        return {"probe": self.module(batch.latents)}
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The latents it looks at."""
+        return tuple(self.module.config.formats)
+
+    def branch_logits(self, batch: Batch, present: Mapping[str, bool] | None = None) -> dict[str, Tensor]:
+        return {"probe": self.module(batch.latents, present=present)}
 
     def position_to_content(self, batch: Batch) -> dict[str, float]:
         return {}
@@ -111,8 +116,13 @@ class TeacherTask:
         self.module = teacher
         self.self_training = self_training
 
-    def branch_logits(self, batch: Batch) -> dict[str, Tensor]:
-        output = self.module(batch.pixels, batch.latents)
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The latents it looks at beside the image."""
+        return self.module.config.modalities
+
+    def branch_logits(self, batch: Batch, present: Mapping[str, bool] | None = None) -> dict[str, Tensor]:
+        output = self.module(batch.pixels, batch.latents, present=present)
         return {"teacher": output.logits, **output.branch_logits}
 
     def position_to_content(self, batch: Batch) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,29 +29,33 @@ class Truth:
     depth: NDArray[np.uint8]
 
 
-def write_relief_digits(folder: Path, *, on_progress: Callable[[str, int], None] = lambda _split, _n: None) -> Manifest:
+def write_relief_digits(
+    folder: Path, *, with_pairs: bool = False, on_progress: Callable[[str, int], None] = lambda _split, _n: None
+) -> Manifest:
     """Renders every split but the generator's own into `folder`.
 
     Writes `images/*.png`, `truth.parquet` and last `manifest.parquet`, so a manifest is never
     without its images. Running it again writes the same bytes.
 
+    Args:
+        with_pairs: also the generator's own split, labelled: for a control that is given what the generator saw.
+
     Raises:
         StoreError: if the folder cannot be written, or holds a manifest or a truth of other images.
     """
-    check_files_are_ours(folder)
+    splits = [split for split in SPLITS if with_pairs or split != "generator"]
+    check_files_are_ours(folder, splits)
     rows: list[ManifestRow] = []
     truth: dict[str, list[object]] = {"image_id": [], "label": [], "depth": []}
     with writing_to(folder):
         (folder / "images").mkdir(parents=True, exist_ok=True)
-        for split, settings in SPLITS.items():
-            if split == "generator":
-                continue
+        for split in splits:
             plan, pixels, depth = render_split(split)
             for rendering, image, relief in zip(plan, pixels, depth, strict=True):
                 data = encode_png(image)
                 uri = f"images/{rendering.image_id}.png"
                 (folder / uri).write_bytes(data)
-                label = rendering.label if settings.labelled else None
+                label = rendering.label if is_labelled(split) else None
                 digest = hashlib.sha256(data).hexdigest()
                 rows.append(ManifestRow(rendering.image_id, uri, label, split, digest, SIDE, SIDE))
                 truth["image_id"].append(rendering.image_id)
@@ -62,17 +66,22 @@ def write_relief_digits(folder: Path, *, on_progress: Callable[[str, int], None]
     return write_manifest(folder / MANIFEST_NAME, rows, CLASS_NAMES)
 
 
-def check_files_are_ours(folder: Path) -> None:
-    """Passes a folder whose manifest and truth, where there are any, list our images, labels and splits.
+def is_labelled(split: str) -> bool:
+    """Whether a manifest tells the labels of a split; where it lists the generator's own, that is what for."""
+    return SPLITS[split].labelled or split == "generator"
+
+
+def check_files_are_ours(folder: Path, splits: Sequence[str]) -> None:
+    """Passes a folder whose manifest and truth, where there are any, list our images, labels and `splits`.
 
     Raises:
         StoreError: if writing would destroy the lists of another data set.
     """
-    plan = [rendering for split in SPLITS if split != "generator" for rendering in plan_renderings(split)]
+    plan = [rendering for split in splits for rendering in plan_renderings(split)]
     ours: dict[str, dict[str, list[object]]] = {
         MANIFEST_NAME: {
             "image_id": [rendering.image_id for rendering in plan],
-            "label": [rendering.label if SPLITS[rendering.split].labelled else None for rendering in plan],
+            "label": [rendering.label if is_labelled(rendering.split) else None for rendering in plan],
             "split": [rendering.split for rendering in plan],
         },
         TRUTH_NAME: {

@@ -1,36 +1,31 @@
-"""The embedded generator: an image becomes the latent of its depth map, and is never decoded here.
+"""The embedded sources: an image becomes the latent of its depth map or of its sound, and is never decoded here."""
 
-Small, but built like the large ones: an autoencoder gives depth a latent space, a rectified flow
-conditioned on the image fills it in a few steps from per-sample noise. Beside it the cheap map to
-beat, ridge regression from random image features to the same latents.
-"""
-
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import resources
-from itertools import pairwise
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DModel
 from numpy.typing import NDArray
 from pydantic import Field
 from safetensors.torch import load
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dla_cache.errors import SourceError
+from dla_cache.sources.networks import (
+    LATENT_SHAPE,
+    SIDE,
+    LatentFlow,
+    PictureAutoencoder,
+    RidgeMap,
+    load_weights,
+    noise_for,
+    read_weights,
+    to_model_range,
+)
 from dla_cache.spec import LatentFormat, LatentSpec, Modality, Recipe, StrictModel, parse_spec
 
 M = TypeVar("M", bound=nn.Module)
-
-SIDE = 32
-LATENT_SHAPE = (8, 4, 4)
-CONDITION_CHANNELS = 64
-RIDGE_FILTERS = 128
-RIDGE_PATCH = 6
 
 CHUNK = 64
 """Images that are computed at a time, never more and never fewer.
@@ -39,9 +34,14 @@ Kernels for other numbers of images sum in another order, and the stored bytes m
 Of 16, 32 and 64 the fastest for the flow on one thread. Another number is another `WRITER_VERSION`.
 """
 
+MODALITIES = {"embedded-depth": Modality.DEPTH, "embedded-audio": Modality.AUDIO}
+"""By the name that the weights are shipped under."""
+
+AXES = {Modality.DEPTH: ("channel", "height", "width"), Modality.AUDIO: ("channel", "frequency", "time")}
+
 
 class FlowParameters(StrictModel):
-    """What a cache spec may set on `embedded-depth`."""
+    """What a cache spec may set on an embedded flow."""
 
     sampling_steps: Annotated[int, Field(ge=1, le=100)] = 5
     """Euler steps from noise to latent."""
@@ -51,162 +51,17 @@ class NoParameters(StrictModel):
     """A source without settings."""
 
 
-def latent_format(dtype: str) -> LatentFormat:
-    """The format of a depth latent: float [8, 4, 4]."""
+def latent_format(modality: Modality, dtype: str) -> LatentFormat:
+    """The format of an embedded latent: float [8, 4, 4]."""
     return LatentFormat.model_validate(
         {
             "kind": "continuous",
             "shape": LATENT_SHAPE,
-            "axes": ("channel", "height", "width"),
+            "axes": AXES[modality],
             "dtype": dtype,
-            "space": "latent of the embedded depth autoencoder, unscaled; decode with `decode_depth`",
+            "space": f"latent of the embedded {modality} autoencoder, unscaled; decode with `decode_{modality}`",
         }
     )
-
-
-class DepthAutoencoder(nn.Module):
-    """Depth [B, 1, 32, 32] in [-1, 1] to and from latents [B, 8, 4, 4]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network: Any = AutoencoderKL(  # type: ignore[no-untyped-call]  # diffusers is untyped
-            in_channels=4,
-            out_channels=4,
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            block_out_channels=(24, 32, 48),
-            layers_per_block=1,
-            latent_channels=LATENT_SHAPE[0],
-            norm_num_groups=8,
-            mid_block_add_attention=False,
-        )
-
-    def moments(self, depth: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the posterior, each [B, 8, 4, 4]."""
-        posterior = self.network.encode(functional.pixel_unshuffle(depth, 2)).latent_dist
-        return posterior.mean, posterior.logvar
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Depth [B, 1, 32, 32] of latents [B, 8, 4, 4]."""
-        decoded: Tensor = self.network.decode(latents).sample
-        return functional.pixel_shuffle(decoded, 2)
-
-
-class ImageEncoder(nn.Module):
-    """Pixels [B, 3, 32, 32] in [-1, 1] to the condition [B, 64, 4, 4]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        widths = (3, 32, 64, 80, CONDITION_CHANNELS)
-        layers: list[nn.Module] = []
-        for index, (below, above) in enumerate(pairwise(widths)):
-            layers += [
-                nn.Conv2d(below, above, 3, stride=1 if index == 0 else 2, padding=1),
-                nn.GroupNorm(8, above),
-                nn.SiLU(),
-                nn.Conv2d(above, above, 3, padding=1),
-                nn.GroupNorm(8, above),
-                nn.SiLU(),
-            ]
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        encoded: Tensor = self.layers(pixels)
-        return encoded
-
-
-class DepthFlow(nn.Module):
-    """Rectified flow from noise to standardised depth latents, given an image.
-
-    Source: Flow Straight and Fast, arXiv:2209.03003, equation 1; the condition is concatenated to
-    the noisy latent as in Marigold, arXiv:2312.02145, section 3.2.
-    """
-
-    latent_mean: Tensor
-    latent_std: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = ImageEncoder()
-        self.network: Any = UNet2DModel(  # type: ignore[no-untyped-call]
-            sample_size=LATENT_SHAPE[1],
-            in_channels=LATENT_SHAPE[0] + CONDITION_CHANNELS,
-            out_channels=LATENT_SHAPE[0],
-            down_block_types=("DownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "UpBlock2D"),
-            block_out_channels=(48, 72),
-            layers_per_block=1,
-            norm_num_groups=8,
-            add_attention=False,
-        )
-        self.register_buffer("latent_mean", torch.zeros(LATENT_SHAPE[0]))
-        self.register_buffer("latent_std", torch.ones(LATENT_SHAPE[0]))
-
-    def velocity(self, noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
-        """Predicted noise minus latent, [B, 8, 4, 4]; `time` [B] in [0, 1], 1 is pure noise."""
-        velocity: Tensor = self.network(torch.cat([noisy, condition], dim=1), time * 1000).sample
-        return velocity
-
-    def sample(self, pixels: Tensor, noise: Tensor, steps: int) -> Tensor:
-        """Latents [B, 8, 4, 4] of the autoencoder, by Euler's method from `noise`."""
-        condition = self.encoder(pixels)
-        state = noise
-        for step in range(steps, 0, -1):
-            time = torch.full((len(state),), step / steps, device=state.device)
-            state = state - self.velocity(state, time, condition) / steps
-        return state * self.latent_std.view(1, -1, 1, 1) + self.latent_mean.view(1, -1, 1, 1)
-
-
-class DepthRidge(nn.Module):
-    """The cheap map: rectified responses of random image patches, pooled, then one linear map.
-
-    Source: single-layer networks of Coates, Lee and Ng (AISTATS 2011), ridge in place of an SVM.
-    """
-
-    filters: Tensor
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        n_features = 2 * RIDGE_FILTERS * LATENT_SHAPE[1] * LATENT_SHAPE[2]
-        self.register_buffer("filters", torch.zeros(RIDGE_FILTERS, 3, RIDGE_PATCH, RIDGE_PATCH))
-        self.register_buffer("weight", torch.zeros(n_features, int(np.prod(LATENT_SHAPE))))
-        self.register_buffer("bias", torch.zeros(int(np.prod(LATENT_SHAPE))))
-
-    def features(self, pixels: Tensor) -> Tensor:
-        """[B, 4096] from pixels [B, 3, 32, 32] in [-1, 1]: both signs of every response, pooled to 4 x 4."""
-        responses = functional.conv2d(pixels, self.filters, padding=RIDGE_PATCH // 2)
-        both = torch.cat([responses.relu(), (-responses).relu()], dim=1)
-        return functional.adaptive_avg_pool2d(both, LATENT_SHAPE[1:]).flatten(1)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return (self.features(pixels) @ self.weight + self.bias).view(-1, *LATENT_SHAPE)
-
-
-def noise_for(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise float32 [B, *shape], each sample from a CPU generator of its own seed.
-
-    A sample's noise does not depend on its batch, and is the same on every device.
-    """
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-
-
-def to_model_range(pixels: NDArray[np.uint8]) -> Tensor:
-    """uint8 of any shape to float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).float() / 127.5 - 1
-
-
-def read_weights(name: str) -> tuple[bytes, str]:
-    """The shipped weights of that name, and their sha256."""
-    try:
-        data = resources.files(__package__).joinpath("weights", f"{name}.safetensors").read_bytes()
-    except FileNotFoundError as error:
-        raise SourceError(
-            f"the weights of `{name}` are not shipped with this installation",
-            hint="make them with `dla sources fit`",
-        ) from error
-    return data, hashlib.sha256(data).hexdigest()
 
 
 @contextmanager
@@ -258,23 +113,19 @@ def moved_to(module: M, device: str) -> M:
     return module.eval()
 
 
-def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
-    """Fills `module` from float16 tensors under `prefix.`; computing stays float32."""
-    start = f"{prefix}."
-    module.load_state_dict({n.removeprefix(start): t.float() for n, t in tensors.items() if n.startswith(start)})
+class EmbeddedFlow:
+    """The flow of an embedded generator, stopped before the autoencoder's decoder."""
 
-
-class EmbeddedDepth:
-    """`embedded-depth`: the flow, stopped before the autoencoder's decoder."""
+    weights: str
 
     def __init__(self, spec: LatentSpec, device: str) -> None:
-        self.parameters = parse_spec(dict(spec.parameters), FlowParameters, where="parameters of `embedded-depth`")
-        data, digest = read_weights("embedded-depth")
-        flow = DepthFlow()
+        self.parameters = parse_spec(dict(spec.parameters), FlowParameters, where=f"parameters of `{spec.source}`")
+        data, digest = read_weights(self.weights)
+        flow = LatentFlow()
         load_weights(flow, load(data), "flow")
         self.flow = moved_to(flow, device)
         self.device = device
-        self.recipe = depth_recipe(spec, digest, self.parameters)
+        self.recipe = embedded_recipe(spec, MODALITIES[self.weights], digest, self.parameters)
 
     def encode(self, pixels: NDArray[np.uint8], seeds: Sequence[int]) -> NDArray[np.floating]:
         """Raw latents [B, 8, 4, 4] of pixels uint8 [B, 3, 32, 32], in the dtype of the recipe."""
@@ -289,17 +140,19 @@ class EmbeddedDepth:
         """Frees nothing: the weights go with the object."""
 
 
-class EmbeddedDepthRidge:
-    """`embedded-depth-ridge`: the cheap map into the same latent space; seeds play no part."""
+class EmbeddedRidge:
+    """The cheap map into the latent space of an embedded generator; seeds play no part."""
+
+    weights: str
 
     def __init__(self, spec: LatentSpec, device: str) -> None:
-        parameters = parse_spec(dict(spec.parameters), NoParameters, where="parameters of `embedded-depth-ridge`")
-        data, digest = read_weights("embedded-depth-ridge")
-        ridge = DepthRidge()
+        parameters = parse_spec(dict(spec.parameters), NoParameters, where=f"parameters of `{spec.source}`")
+        data, digest = read_weights(f"{self.weights}-ridge")
+        ridge = RidgeMap()
         load_weights(ridge, load(data), "ridge")
         self.ridge = moved_to(ridge, device)
         self.device = device
-        self.recipe = depth_recipe(spec, digest, parameters)
+        self.recipe = embedded_recipe(spec, MODALITIES[self.weights], digest, parameters)
 
     def encode(self, pixels: NDArray[np.uint8], seeds: Sequence[int]) -> NDArray[np.floating]:
         """Raw latents [B, 8, 4, 4] of pixels uint8 [B, 3, 32, 32], in the dtype of the recipe."""
@@ -314,10 +167,36 @@ class EmbeddedDepthRidge:
         """Frees nothing: the weights go with the object."""
 
 
-def depth_recipe(spec: LatentSpec, weights_sha256: str, parameters: StrictModel) -> Recipe:
-    """The recipe of a depth source; another modality is refused."""
-    if spec.modality is not Modality.DEPTH:
-        raise SourceError(f"`{spec.source}` makes `depth`, not `{spec.modality}`", hint="set `modality: depth`")
+class EmbeddedDepth(EmbeddedFlow):
+    """`embedded-depth`."""
+
+    weights = "embedded-depth"
+
+
+class EmbeddedDepthRidge(EmbeddedRidge):
+    """`embedded-depth-ridge`."""
+
+    weights = "embedded-depth"
+
+
+class EmbeddedAudio(EmbeddedFlow):
+    """`embedded-audio`."""
+
+    weights = "embedded-audio"
+
+
+class EmbeddedAudioRidge(EmbeddedRidge):
+    """`embedded-audio-ridge`."""
+
+    weights = "embedded-audio"
+
+
+def embedded_recipe(spec: LatentSpec, modality: Modality, weights_sha256: str, parameters: StrictModel) -> Recipe:
+    """The recipe of an embedded source; another modality than its own is refused."""
+    if spec.modality is not modality:
+        raise SourceError(
+            f"`{spec.source}` makes `{modality}`, not `{spec.modality}`", hint=f"set `modality: {modality}`"
+        )
     return Recipe(
         modality=spec.modality,
         source=spec.source,
@@ -325,15 +204,25 @@ def depth_recipe(spec: LatentSpec, weights_sha256: str, parameters: StrictModel)
         parameters=parameters.model_dump(),
         seed=spec.seed,
         source_view_size=SIDE,
-        format=latent_format(spec.dtype),
+        format=latent_format(modality, spec.dtype),
     )
 
 
 def decode_depth(latents: NDArray[np.floating]) -> NDArray[np.float32]:
     """Depth float32 [B, 32, 32] in [0, 1] of raw latents [B, 8, 4, 4]: for pictures, never for training."""
-    autoencoder = DepthAutoencoder().eval()
-    load_weights(autoencoder, load(read_weights("embedded-depth")[0]), "autoencoder")
+    return decode_pictures("embedded-depth", latents)
+
+
+def decode_audio(latents: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Log-mel pictures float32 [B, 32 mels, 32 frames] in [0, 1] of raw latents [B, 8, 4, 4], low tones first."""
+    return decode_pictures("embedded-audio", latents)
+
+
+def decode_pictures(weights: str, latents: NDArray[np.floating]) -> NDArray[np.float32]:
+    """What the autoencoder of some shipped weights makes of latents, [B, 32, 32] in [0, 1]."""
+    autoencoder = PictureAutoencoder().eval()
+    load_weights(autoencoder, load(read_weights(weights)[0]), "autoencoder")
     with torch.inference_mode():
-        depth = autoencoder.decode(torch.from_numpy(latents.astype(np.float32)))
-    pixels: NDArray[np.float32] = ((depth[:, 0] + 1) / 2).clamp(0, 1).numpy()
-    return pixels
+        pictures = autoencoder.decode(torch.from_numpy(latents.astype(np.float32)))
+    scaled: NDArray[np.float32] = ((pictures[:, 0] + 1) / 2).clamp(0, 1).numpy()
+    return scaled

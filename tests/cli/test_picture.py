@@ -86,10 +86,23 @@ def test_without_a_truth_there_is_no_column_for_it(dla, sheet, store, tmp_path):
     assert Image.open(tmp_path / "sheet.png").size == size_of(10, 8)
 
 
-def test_a_store_whose_decoder_is_not_at_hand_is_one_message(dla, tiny, tmp_path):
+def test_latents_whose_decoder_is_not_shipped_are_drawn_by_their_channels_alone(dla, tiny, tmp_path):
     ended = dla("cache", "inspect", tiny.store, "--picture", tmp_path / "sheet.png", "--images", tiny.images)
+    assert ended.exit_code == 0, ended.stderr
+    n_channels = open_store(tiny.store).recipe("depth").format.shape[0]
+    assert Image.open(tmp_path / "sheet.png").size[0] == size_of(1 + n_channels, 1)[0]
+
+
+def test_latents_without_a_grid_are_one_message(dla, tiny, tmp_path):
+    store = open_store(tiny.store)
+    recipe = store.recipe("depth")
+    tokens = recipe.format.model_copy(update={"shape": (4, 16), "axes": ("channel", "token")})
+    create_store(
+        tmp_path / "s", store.rows, store.class_names, 8, {"depth": recipe.model_copy(update={"format": tokens})}
+    )
+    ended = dla("cache", "inspect", tmp_path / "s", "--picture", tmp_path / "sheet.png", "--images", tiny.images)
     assert (ended.exit_code, ended.stdout) == (1, "")
-    assert "embedded source" in ended.stderr
+    assert "nothing to draw" in ended.stderr
     assert ended.stderr.count("hint: ") == 1
     assert not (tmp_path / "sheet.png").exists()
 

@@ -8,7 +8,8 @@ import pytest
 from dla_cache.data.relief_digits import SPLITS, Split
 from dla_cache.errors import WorkInterrupted
 from dla_cache.sources import SOURCES
-from dla_cache.sources.fit import DepthPairs, EmbeddedFit
+from dla_cache.sources.fit import EmbeddedFit
+from dla_cache.sources.fit_pairs import DepthPairs
 
 
 @pytest.fixture
@@ -26,16 +27,16 @@ def test_list_shows_every_source(dla):
     for name in SOURCES:
         assert f"\n{name} " in ended.stdout
     told = json.loads(dla("sources", "list", "--json").stdout)
-    assert {name: entry["modality"] for name, entry in told.items()} == dict.fromkeys(SOURCES, "depth")
+    assert {name: entry["modality"] for name, entry in told.items()} == {n: e.modality for n, e in SOURCES.items()}
 
 
 def test_a_fit_that_is_interrupted_goes_on_when_it_is_run_again(dla, spec, tmp_path, monkeypatch):
     batch = DepthPairs.batch
 
-    def interrupted(pairs, seed, step, size, shift):
+    def interrupted(pairs, seed, step, size):
         if step == 2:
             signal.raise_signal(signal.SIGTERM)
-        return batch(pairs, seed, step, size, shift)
+        return batch(pairs, seed, step, size)
 
     with monkeypatch.context() as patch:
         patch.setattr(DepthPairs, "batch", interrupted)
@@ -45,11 +46,12 @@ def test_a_fit_that_is_interrupted_goes_on_when_it_is_run_again(dla, spec, tmp_p
     assert "hint: " in stopped.stderr
     ended = dla("sources", "fit", spec, "--out", tmp_path / "fit", "--json")
     assert ended.exit_code == 0, ended.stderr
-    assert set(json.loads(ended.stdout)) == {*SOURCES, "autoencoder on true depth"}
+    assert set(json.loads(ended.stdout)) == {"embedded-depth", "embedded-depth-ridge", "the autoencoder alone"}
     assert {path.name for path in (tmp_path / "fit").iterdir() if path.is_file()} == {
-        "README.md",
+        "embedded-depth.md",
         "fit.json",
-        *(f"{name}.safetensors" for name in SOURCES),
+        "embedded-depth.safetensors",
+        "embedded-depth-ridge.safetensors",
     }
     for stage in ("autoencoder", "flow"):
         lines = (tmp_path / "fit" / "stages" / stage / "metrics.jsonl").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""The embedded sources: what they refuse, on what a latent depends, how good it is, and how they are made."""
+"""The embedded sources: what they refuse, on what a latent depends, and how good it is."""
 
 import hashlib
 from importlib import resources
@@ -12,23 +12,22 @@ from safetensors import safe_open
 import dla_cache.sources
 from dla_cache.build import build_cache
 from dla_cache.data.export import encode_png
-from dla_cache.data.relief_digits import SPLITS, Split, render_split
-from dla_cache.errors import MissingDependencyError, SourceError, SpecError, WorkInterrupted
+from dla_cache.data.relief_digits import render_split
+from dla_cache.data.spoken_digits import load_spoken_digits
+from dla_cache.errors import MissingDependencyError, SourceError, SpecError
 from dla_cache.manifest import ManifestRow, write_manifest
 from dla_cache.sources import SOURCES, open_source
-from dla_cache.sources.embedded import DepthAutoencoder, decode_depth
-from dla_cache.sources.fit import AutoencoderConfig, DepthPairs, EmbeddedFit, FitSpec, FlowConfig, model_card
+from dla_cache.sources.embedded import decode_audio, decode_depth
 from dla_cache.sources.seeding import sample_seed
-from dla_cache.spec import CacheSpec, LatentSpec, Modality, parse_spec
+from dla_cache.spec import CacheSpec, LatentSpec, Modality
 from dla_cache.store import open_store
-from trainer.checkpoint import load_checkpoint
-from trainer.loop import Loop, LoopConfig
 
 WEIGHTS = resources.files("dla_cache.sources") / "weights"
 
 
 def spec_of(source="embedded-depth", **fields):
-    return LatentSpec(**{"modality": Modality.DEPTH, "source": source, "dtype": "float32", **fields})
+    modality = SOURCES[source].modality if source in SOURCES else Modality.DEPTH
+    return LatentSpec(**{"modality": modality, "source": source, "dtype": "float32", **fields})
 
 
 def layout_of(path):
@@ -71,8 +70,9 @@ def test_an_unknown_or_impossible_parameter_is_refused_by_its_name(source, param
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_another_modality_is_refused(source):
-    with pytest.raises(SourceError, match="makes `depth`, not `audio`"):
-        open_source(spec_of(source, modality=Modality.AUDIO), "cpu")
+    with pytest.raises(SourceError, match=r"makes `(depth|audio)`, not `motion`") as refused:
+        open_source(spec_of(source, modality=Modality.MOTION), "cpu")
+    assert SOURCES[source].modality in refused.value.hint
 
 
 def test_a_missing_library_is_named_with_its_cure(monkeypatch):
@@ -218,39 +218,46 @@ def test_on_unseen_digits_decoded_depth_is_near_the_truth_and_nearer_than_by_rid
         source: depth_correlation(
             open_source(spec_of(source, dtype="float16"), "cpu").encode(pixels, range(100)), depth
         )
-        for source in SOURCES
+        for source in ("embedded-depth", "embedded-depth-ridge")
     }
     assert scores["embedded-depth"] > 0.97
     assert scores["embedded-depth"] > scores["embedded-depth-ridge"] + 0.02
 
 
-def test_decoded_depth_lies_between_0_and_1(held_out):
-    decoded = decode_depth(np.random.default_rng(0).normal(scale=20, size=(4, 8, 4, 4)).astype(np.float16))
+def right_digits(source, n_images):
+    """How often the real clip nearest to the decoded sound says the digit in an unseen image."""
+    plan, pixels, _ = render_split("validation")
+    latents = open_source(spec_of(source, dtype="float16"), "cpu").encode(pixels[:n_images], range(n_images))
+    spoken = load_spoken_digits()
+    clips, sounds = (pictures.reshape(len(pictures), -1) for pictures in (spoken.clips / 255, decode_audio(latents)))
+    distances = (sounds**2).sum(axis=1)[:, None] - 2 * sounds @ clips.T + (clips**2).sum(axis=1)
+    return np.mean(spoken.labels[distances.argmin(axis=1)] == [rendering.label for rendering in plan[:n_images]])
+
+
+@pytest.mark.parametrize("source", ["embedded-audio", "embedded-audio-ridge"])
+def test_on_unseen_digits_the_decoded_sound_is_mostly_that_of_the_digit(source):
+    assert right_digits(source, 200) > 0.8
+
+
+def test_whoever_may_have_seen_labels_says_so():
+    assert {name for name, entry in SOURCES.items() if "seen the labels" in entry.note} == {
+        "embedded-audio",
+        "embedded-audio-ridge",
+    }
+
+
+@pytest.mark.parametrize("decode", [decode_depth, decode_audio])
+def test_what_is_decoded_lies_between_0_and_1(decode):
+    decoded = decode(np.random.default_rng(0).normal(scale=20, size=(4, 8, 4, 4)).astype(np.float16))
     assert decoded.shape == (4, 32, 32)
     assert decoded.dtype == np.float32
     assert (decoded.min(), decoded.max()) == (0, 1)
 
 
-def test_the_shipped_generator_is_float16_of_at_most_4_mb():
-    assert len((WEIGHTS / "embedded-depth.safetensors").read_bytes()) <= 4e6
+def test_the_shipped_generators_are_float16_of_at_most_4_mb():
     for source in SOURCES:
+        assert len((WEIGHTS / f"{source}.safetensors").read_bytes()) <= 4e6
         assert {dtype for _, dtype in layout_of(WEIGHTS / f"{source}.safetensors").values()} == {"F16"}
-
-
-def test_the_model_card_has_data_seed_scores_and_licence():
-    card = (WEIGHTS / "README.md").read_text(encoding="utf-8")
-    for words in ("No label was seen", "`generator` split", "`seed`: 0", "| embedded-depth |", "Apache-2.0"):
-        assert words in card
-
-
-def test_the_shipped_card_is_what_a_fit_would_write_and_says_what_the_held_out_digits_decided():
-    card = (WEIGHTS / "README.md").read_text(encoding="utf-8")
-    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in card.splitlines() if line.count("|") == 4]
-    scores = {name: {"depth_correlation": float(one), "latent_r2": float(two)} for name, one, two in table[2:]}
-    assert card == model_card(FitSpec(), 20_000, scores)
-    assert "no part in fitting" not in card
-    assert "were not fitted on" in card
-    assert "chose which step of each stage was kept" in card
 
 
 def test_a_sample_seed_depends_on_each_of_its_parts_and_stays_what_it_was():
@@ -264,132 +271,3 @@ def test_a_sample_seed_depends_on_each_of_its_parts_and_stays_what_it_was():
     ]
     assert len({seed, *others}) == 5
     assert all(0 <= other < 2**63 for other in others)
-
-
-SPEC = FitSpec(
-    held_out_digits=20,
-    autoencoder=AutoencoderConfig(steps=4, batch_size=8, learning_rate=2e-3, ema_decay=0.5),
-    flow=FlowConfig(steps=4, batch_size=8, learning_rate=2e-3, ema_decay=0.5),
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_digits():
-    """A generator split of 120 digits; the shipped weights were made from 2,700."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SPLITS, "generator", Split(12, 8, labelled=False))
-        yield
-
-
-def train(stage, folder, should_stop=lambda _: False):
-    config = LoopConfig(
-        steps=stage.config.steps,
-        learning_rate=stage.config.learning_rate,
-        ema_decay=stage.config.ema_decay,
-        evaluate_steps=2,
-    )
-    loop = Loop(stage.task, config, folder, seed=0)
-    if (folder / "last.safetensors").exists():
-        loop.resume()
-    loop.run(stage.batches, stage.score, should_stop=lambda: should_stop(loop.step))
-    stage.task.module.load_state_dict(load_checkpoint(folder / "best.safetensors")[0])
-    stage.task.module.eval()
-
-
-@pytest.fixture(scope="module")
-def fitted(few_digits, tmp_path_factory):
-    """The stages run through, four steps each."""
-    folder, embedded = tmp_path_factory.mktemp("fit"), EmbeddedFit(SPEC)
-    train(embedded.autoencoder_stage(), folder / "autoencoder")
-    train(embedded.flow_stage(), folder / "flow")
-    return embedded
-
-
-def test_a_fit_that_is_stopped_in_both_stages_and_resumed_is_bitwise_the_unbroken_one(fitted, tmp_path):
-    embedded = EmbeddedFit(SPEC)
-    with pytest.raises(WorkInterrupted):
-        train(embedded.autoencoder_stage(), tmp_path / "autoencoder", lambda step: step == 3)
-    embedded = EmbeddedFit(SPEC)
-    train(embedded.autoencoder_stage(), tmp_path / "autoencoder")
-    with pytest.raises(WorkInterrupted):
-        train(embedded.flow_stage(), tmp_path / "flow", lambda step: step == 1)
-    embedded = EmbeddedFit(SPEC)
-    train(embedded.autoencoder_stage(), tmp_path / "autoencoder")
-    train(embedded.flow_stage(), tmp_path / "flow")
-    for ours, unbroken in ((embedded.autoencoder, fitted.autoencoder), (embedded.flow, fitted.flow)):
-        expected = unbroken.state_dict()
-        assert [name for name, value in ours.state_dict().items() if not torch.equal(value, expected[name])] == []
-
-
-@pytest.mark.parametrize(
-    "fields", [{"seed": -1}, {"seed": 2**63}, {"held_out_digits": 0}, {"shift_pixels": 32}, {"kl_weight": float("inf")}]
-)
-def test_a_fit_spec_out_of_bounds_is_refused_by_its_field(fields):
-    with pytest.raises(SpecError, match=f"`{next(iter(fields))}`"):
-        parse_spec(fields, FitSpec, where="fit.yaml")
-
-
-@pytest.mark.parametrize("held_out_digits", [120, 121])
-def test_holding_out_all_digits_is_refused(held_out_digits):
-    with pytest.raises(SpecError, match="has 120 digits in all") as refused:
-        EmbeddedFit(SPEC.model_copy(update={"held_out_digits": held_out_digits}))
-    assert "at most 119" in refused.value.hint
-
-
-def test_one_field_of_a_stage_leaves_the_others_at_their_defaults():
-    spec = parse_spec({"flow": {"steps": 2}, "autoencoder": {"batch_size": 3}}, FitSpec, where="fit.yaml")
-    assert spec.flow == FitSpec().flow.model_copy(update={"steps": 2})
-    assert spec.autoencoder == FitSpec().autoencoder.model_copy(update={"batch_size": 3})
-
-
-def test_held_out_digits_are_not_fitted_on(fitted):
-    digits_of = [{depth.numpy().tobytes() for depth in pairs.depth} for pairs in (fitted.fitted, fitted.held_out)]
-    assert [len(digits) for digits in digits_of] == [100, 20]
-    assert digits_of[0].isdisjoint(digits_of[1])
-    assert (len(fitted.fitted.pixels), len(fitted.held_out.pixels)) == (800, 40)
-
-
-def test_image_and_depth_are_shifted_together_by_seed_and_step():
-    depth = torch.rand(5, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    pairs = DepthPairs(depth.expand(-1, 3, -1, -1), depth)
-    batch = pairs.batch(0, 3, 16, shift=2)
-    assert batch.pixels.shape == (16, 3, 32, 32)
-    assert torch.equal(batch.pixels, batch.depth.expand(-1, 3, -1, -1))
-    assert torch.equal(batch.depth, pairs.batch(0, 3, 16, shift=2).depth)
-    assert not torch.equal(batch.depth, pairs.batch(0, 4, 16, shift=2).depth)
-    assert not torch.equal(batch.depth, pairs.batch(1, 3, 16, shift=2).depth)
-    unmoved = pairs.batch(0, 3, 16, shift=0)
-    assert all(any(torch.equal(one, known) for known in depth) for one in unmoved.depth)
-
-
-def test_an_export_has_the_tensors_of_the_shipped_weights_and_a_card(fitted, tmp_path):
-    fitted.fit_ridge()
-    scores = fitted.export(tmp_path)
-    for source in SOURCES:
-        assert layout_of(tmp_path / f"{source}.safetensors") == layout_of(WEIGHTS / f"{source}.safetensors")
-    card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    for name, score in scores.items():
-        assert f"| {name} | {score['depth_correlation']:.4f} | {score['latent_r2']:.4f} |" in card
-    assert scores["autoencoder on true depth"]["latent_r2"] == 1
-
-
-def test_the_autoencoder_learns_in_a_few_steps():
-    embedded = EmbeddedFit(SPEC)
-    stage = embedded.autoencoder_stage()
-    optimizer = torch.optim.AdamW(stage.task.module.parameters(), lr=2e-3)
-    losses = []
-    for _, batch in zip(range(25), stage.batches(0), strict=False):
-        loss = stage.task.losses(batch).total
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < 0.5 * losses[0]
-
-
-def test_the_autoencoder_gives_depth_of_its_own_size():
-    autoencoder = DepthAutoencoder().eval()
-    with torch.inference_mode():
-        mean, logvar = autoencoder.moments(torch.zeros(2, 1, 32, 32))
-        assert mean.shape == logvar.shape == (2, 8, 4, 4)
-        assert autoencoder.decode(mean).shape == (2, 1, 32, 32)

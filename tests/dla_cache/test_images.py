@@ -165,6 +165,17 @@ def test_an_image_too_large_to_decode_is_refused_by_its_header(side: int) -> Non
     assert side * side > MAX_PIXELS
 
 
+def test_postscript_starts_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a program was looked for")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", refuse)
+    monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", refuse)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        decode_image(eps, "a")
+
+
 def test_an_empty_file_is_called_so() -> None:
     with pytest.raises(ImageError, match="`cat-1` is empty"):
         decode_image(b"", "cat-1")

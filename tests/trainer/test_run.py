@@ -98,7 +98,7 @@ def test_a_student_is_trained_on_the_terms_of_its_objective(trained, name, terms
 
 @pytest.mark.parametrize(
     ("name", "branches"),
-    [("probe", ["probe"]), ("teacher", ["teacher", "fused", "late"]), ("messy", ["student"])],
+    [("probe", ["probe"]), ("teacher", ["teacher", "fused", "late", "image alone"]), ("messy", ["student"])],
 )
 def test_a_result_tells_every_branch_and_the_first_is_the_answer(trained, name, branches):
     result = read_result(trained / name)

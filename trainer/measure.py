@@ -1,0 +1,107 @@
+"""A finished run measured on some splits of a store, whatever it was trained on."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dla_cache.errors import RecipeMismatchError, SpecError, name_some
+from dla_cache.store import LatentStore
+from trainer.data import Batch, PairSource, PixelScale, Role
+from trainer.evaluate import Accuracy, Predictions, measure_subsets, predict
+from trainer.run import EVALUATION_BATCH_SIZE, TrainedRun
+from trainer.run_folder import digest_of_rows
+from trainer.tasks import StudentTask
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What a run says of some labelled images."""
+
+    predictions: Predictions
+    subsets: dict[tuple[str, ...], Accuracy]
+    """Accuracy with no other modality than these, from none to all; empty for a student."""
+    is_own_data: bool
+    """Whether the store has the images, splits and labels that the run was trained beside."""
+
+
+def measure_run(
+    run: TrainedRun,
+    store: LatentStore,
+    images: Path,
+    splits: Sequence[str],
+    *,
+    where: str,
+    device: str = "cpu",
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Measurement:
+    """What the run answers to the images of `splits`, and what it owes to each modality.
+
+    Args:
+        images: folder that the image paths of the store are relative to.
+        where: the store's name, for messages.
+        on_progress: takes images done and in all; a model of latents goes through them twice.
+
+    Raises:
+        RecipeMismatchError: if the store has other classes or latents of another recipe than the run was trained on.
+        SpecError: if an image has no label.
+        StoreError: if a split has no image, or a modality is not whole.
+        ImageError: if an image is missing or has changed.
+    """
+    check_fits(run, store, where)
+    rows = [store.rows[row] for row in store.rows_of(splits)]
+    unlabelled = [row.image_id for row in rows if row.label is None]
+    if unlabelled:
+        raise SpecError(
+            f"{len(unlabelled)} of {len(rows)} images of {name_some(splits)} have no label: {name_some(unlabelled)}",
+            hint="name another split; `dla predict` answers for images without a label",
+        )
+    run.task.module.to(device)
+    config, modalities = run.config, run.facts.modalities
+    pairs = PairSource(
+        store,
+        images,
+        image_size=config.image_size,
+        pixel_scale=PixelScale(config.pixel_mean, config.pixel_std),
+        modalities=modalities,
+        view=config.view,
+        seed=config.seed,
+        device=device,
+    )
+    batches = pairs.evaluation(Role(tuple(splits), EVALUATION_BATCH_SIZE), modalities)
+    total, done = len(rows) * (1 if isinstance(run.task, StudentTask) else 2), 0
+
+    def counted() -> Iterator[Batch]:
+        nonlocal done
+        for batch in batches():
+            yield batch
+            done += len(batch)
+            on_progress(done, total)
+
+    predictions = predict(run.task, counted)
+    subsets = {} if isinstance(run.task, StudentTask) else measure_subsets(run.task, counted)
+    return Measurement(predictions, subsets, digest_of_rows(store) == run.facts.rows_sha256)
+
+
+def check_fits(run: TrainedRun, store: LatentStore, where: str) -> None:
+    """Refuses a store whose labels or latents mean something else than those the run was trained on.
+
+    Raises:
+        RecipeMismatchError: saying what differs.
+    """
+    if tuple(store.class_names) != run.facts.class_names:
+        raise RecipeMismatchError(
+            f"`{where}` and the run in `{run.folder}` have different class maps",
+            hint="name a store whose manifest was made with the run's class map",
+        )
+    held = {name: store.recipe(name).hash for name in store.modalities}
+    for name in run.facts.modalities:
+        if name not in held:
+            raise RecipeMismatchError(
+                f"`{where}` has no `{name}`, which the run in `{run.folder}` looks at",
+                hint="name a store that has it; a student needs no latents",
+            )
+        if held[name] != run.facts.recipes[name]:
+            raise RecipeMismatchError(
+                f"the run in `{run.folder}` was trained on another recipe of `{name}` than `{where}` holds",
+                hint="name the store it was trained on, or one built from the same cache spec",
+            )
