@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python -m
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench format clean
+.PHONY: help demo test check bench docs format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,9 @@ check: $(READY) ## lint, formatting, types
 
 bench: $(READY) ## print the figures that README and docs quote
 	$(VENV)/bin/python bench/embedded.py
+
+docs: $(READY) ## write docs/reference.md anew from the commands
+	$(RUN) typer cli.main utils docs --name dla | $(VENV)/bin/python -c 'import html, sys; print(html.unescape(sys.stdin.read()).strip())' > docs/reference.md
 
 format: $(READY) ## put every file into the house format
 	$(RUN) ruff check --fix .

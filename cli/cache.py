@@ -1,12 +1,14 @@
 """`dla cache`: fill a store, and see what it holds."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cli.cache_import import import_command
+from cli.cache_manage import du_command, ls_command, prune_command, rm_command, takedown_command
 from cli.device import require_device
 from cli.render import ProgressReporter, print_table
 from cli.settings import apply_overrides
@@ -36,6 +38,9 @@ def build(
     spec_path: Annotated[Path, typer.Argument(metavar="SPEC", help="Cache spec, a YAML file.")],
     manifest_path: Annotated[Path, typer.Option("--manifest", help="Image list, a Parquet file.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the store; made if absent.")],
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder the images' paths start from; the manifest's if absent.")
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="Where sources run: cpu, cuda, cuda:1.")] = "cpu",
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Images per call of a source; changes no latent.")
@@ -65,6 +70,8 @@ def build(
         return
     require_device(device)
     manifest = read_manifest(manifest_path)
+    if images is not None:
+        manifest = replace(manifest, root=images)
     with ProgressReporter("build", "images") as reporter, stop_on_signals() as should_stop:
 
         def show(progress: BuildProgress) -> None:
@@ -89,15 +96,17 @@ def build(
     else:
         typer.echo(f"store         {out}, {report.n_images} images")
         typer.echo(f"encoded       {report.images_encoded} images, {report.images_per_s:.1f} images/s")
+        if spec.images != "none":
+            typer.echo(f"stored        {report.images_stored} images' own bytes")
         if repair:
             as_before = report.shards_repaired - len(report.shards_changed)
-            typer.echo(f"made again    {report.shards_repaired} shards, {as_before} with the latents they had")
+            typer.echo(f"made again    {report.shards_repaired} shards, {as_before} with the content they had")
         missing = f"none yet, {report.shards_missing} shards of other ranks missing"
         typer.echo(f"content hash  {report.content_hash or missing}")
     if report.shards_changed:
         raise StoreError(
-            f"`{out}` is whole, but {len(report.shards_changed)} shards that were made again hold other latents than"
-            f" before: {name_some(report.shards_changed)}",
+            f"`{out}` is whole, but {len(report.shards_changed)} shards that were made again hold another content"
+            f" than before: {name_some(report.shards_changed)}",
             hint="another device or library version computes other numbers: train again what was trained on this"
             " store, or restore the old shards from a copy",
         )
@@ -124,10 +133,11 @@ def status(store_path: StorePath, as_json: AsJson = False) -> None:
                 f"{part.bytes_per_image:.0f}",
                 part.recipe_hash[:16],
             ]
-            for part in state.modalities
+            for part in (*state.modalities, *([state.image_bytes] if state.image_bytes else []))
         ],
     )
     splits = ", ".join(f"{split} {count}" for split, count in state.images_per_split.items())
+    typer.echo(f"layout        {state.layout}")
     typer.echo(f"splits        {splits}")
     typer.echo(f"content hash  {state.content_hash or 'none yet: run `dla cache build` again'}")
 
@@ -159,6 +169,34 @@ def verify(
             f"{len(report.problems)} problems in `{store_path}`",
             hint="`dla cache build` makes what is missing, with `--repair` damaged shards too; the rest from a copy",
         )
+
+
+@app.command()
+def convert(
+    source_path: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store to read.")],
+    target_path: Annotated[Path, typer.Argument(metavar="NEW", help="Folder of the store to write; made if absent.")],
+    layout: Annotated[
+        Literal["zarr", "webdataset"],
+        typer.Option("--layout", help="How it lies on disk: Zarr arrays, or WebDataset tars."),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Write a store in another layout, all of it checked. Run it again to go on where it stopped."""
+    from dla_cache.card import write_card
+    from dla_cache.store import open_store
+    from dla_cache.store.exchange import convert_store
+
+    with ProgressReporter("convert", "shards") as reporter, stop_on_signals() as should_stop:
+        report = convert_store(
+            open_store(source_path), target_path, layout, on_progress=reporter.update, should_stop=should_stop
+        )
+    write_card(open_store(target_path))
+    if as_json:
+        typer.echo(json.dumps(asdict(report)))
+        return
+    typer.echo(f"store         {target_path}, {layout}, {report.n_images} images")
+    typer.echo(f"written       {report.shards_written} shards of {', '.join(report.series)}")
+    typer.echo(f"content hash  {report.content_hash}")
 
 
 @app.command()
@@ -212,9 +250,11 @@ def _show_image(description: "ImageDescription", as_json: bool) -> None:
     image = asdict(description.image)
     latents = {modality: moments.model_dump() for modality, moments in description.latents.items()}
     if as_json:
-        typer.echo(json.dumps({"image": image, "shard": description.shard, "latents": latents}))
+        facts = {"image": image, "shard": description.shard, "image_bytes": description.image_bytes}
+        typer.echo(json.dumps({**facts, "latents": latents}))
         return
-    for name, value in {**image, "shard": description.shard}.items():
+    stored = {} if description.image_bytes is None else {"bytes": description.image_bytes}
+    for name, value in {**image, "shard": description.shard, **stored}.items():
         typer.echo(f"{name:<10}{value}")
     print_table(
         ["modality", "channel", "mean", "std", "minimum", "maximum"],
@@ -226,3 +266,11 @@ def _show_image(description: "ImageDescription", as_json: bool) -> None:
             )
         ],
     )
+
+
+app.command("import")(import_command)
+app.command("takedown")(takedown_command)
+app.command("ls")(ls_command)
+app.command("du")(du_command)
+app.command("prune")(prune_command)
+app.command("rm")(rm_command)

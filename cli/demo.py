@@ -16,7 +16,7 @@ from dla_cache.errors import CorruptShardError
 if TYPE_CHECKING:
     from dla_cache.build import BuildReport
     from dla_cache.manifest import Manifest
-    from dla_cache.store.zarr_store import ZarrStore
+    from dla_cache.store import LatentStore
     from trainer.run_folder import RunResult
 
 QUICK_STEPS = 20
@@ -81,7 +81,7 @@ def demo(
 
 def build_embedded_cache(
     out: Path, *, should_stop: Callable[[], bool] = lambda: False
-) -> tuple["ZarrStore", "BuildReport", "Manifest"]:
+) -> tuple["LatentStore", "BuildReport", "Manifest"]:
     """The embedded data as files and the store of their latents; whatever is there already stays.
 
     Returns:
@@ -117,7 +117,7 @@ def build_embedded_cache(
     return open_store(out / "cache.zarr"), report, manifest
 
 
-def check_cache(store: "ZarrStore", manifest: "Manifest", should_stop: Callable[[], bool]) -> None:
+def check_cache(store: "LatentStore", manifest: "Manifest", should_stop: Callable[[], bool]) -> None:
     """Reads the whole store once, before anything is learned from it.
 
     Raises:
@@ -141,7 +141,7 @@ def read_arms() -> dict[str, dict[str, Any]]:
     return load_yaml(Path(__file__).parent / "specs" / "arms.yaml")
 
 
-def show_results(results: dict[str, "RunResult"], store: "ZarrStore", report: "BuildReport") -> None:
+def show_results(results: dict[str, "RunResult"], store: "LatentStore", report: "BuildReport") -> None:
     """The measured table, and what the cache cost."""
     from dla_cache.describe import describe_store
     from dla_cache.sources import SOURCES

@@ -59,6 +59,7 @@ def evaluate(
 ) -> None:
     """Measure a run on a split: accuracy, calibration, classes; of probes and teachers every subset of modalities."""
     from dla_cache.store import open_store
+    from trainer.config import folder_of
     from trainer.measure import measure_run
     from trainer.run import load_run
 
@@ -66,9 +67,9 @@ def evaluate(
         raise typer.BadParameter("it stands in a file of --out, which is missing", param_hint="--probabilities")
     require_device(device)
     run = load_run(run_path)
-    store_path, images = store_path or Path(run.config.store), images or Path(run.config.images)
+    store_path, images = store_path or Path(run.config.store), images or folder_of(run.config.images)
     for place, option in ((store_path, "--store"), (images, "--images")):
-        if not place.exists():
+        if place is not None and not place.exists():
             raise StoreError(f"`{place}` is not there", hint=f"say with `{option}` where it is now")
     splits = list(dict.fromkeys(splits or run.config.roles.validation))
     with ProgressReporter("evaluate", "images") as reporter:

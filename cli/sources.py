@@ -41,7 +41,7 @@ def fit(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """Train an embedded source and its cheap rival on relief-digits' own pairs. Run it again to go on where it stopped."""
+    """Train an embedded source and its cheap rival on relief-digits' pairs. Run it again to go on where it stopped."""
     from dla_cache.sources.fit import EmbeddedFit, FitSpec, Stage, begin_fit
     from dla_cache.spec import load_yaml, parse_spec
     from trainer.checkpoint import load_checkpoint

@@ -11,11 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dla_cache.card import write_card
 from dla_cache.errors import ManifestError, WorkInterrupted
 from dla_cache.images import Pixels, centre_square, decode_image, read_image_bytes
 from dla_cache.manifest import Manifest, path_of
@@ -23,11 +24,11 @@ from dla_cache.repair import changed_shards, require_shards, withdraw_damaged
 from dla_cache.shards import Shard, shards_of_rank
 from dla_cache.sources.seeding import sample_seed
 from dla_cache.spec import CacheSpec, LatentSpec
-from dla_cache.store import create_store
+from dla_cache.store import LatentStore, create_store
 from dla_cache.store.commits import CommitRecord
 from dla_cache.store.content import checked_latents
+from dla_cache.store.layout import IMAGES
 from dla_cache.store.rows import RowTable, StoredImage
-from dla_cache.store.zarr_store import ZarrStore
 
 if TYPE_CHECKING:
     from dla_cache.sources import LatentSource
@@ -36,15 +37,18 @@ DECODE_THREADS = 4
 BATCHES_AHEAD = 4
 """Batches that are decoded while one is encoded; they run on into the next shard."""
 
+T = TypeVar("T")
+
 LOOSE_RECORDS = 1000
 """Commit records are consolidated once so many lie about as single files."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuildProgress:
-    """Where a build is. Images count once a modality, and only those that this run computes."""
+    """Where a build is. Images count once a series, and only those that this run computes or stores."""
 
     modality: str
+    """Or `images`."""
     shard: int
     n_shards: int
     """Of the whole store."""
@@ -60,17 +64,19 @@ class BuildReport:
     """Images of the store."""
     images_encoded: int
     """Computed and committed by this run, counted once a modality; not those that another process committed first."""
+    images_stored: int
+    """Whose own bytes this run committed."""
     shards_committed: int
     """By this run."""
     shards_repaired: int
     """Taken out of the store for being damaged, and made again."""
     shards_changed: tuple[str, ...]
-    """Those of them that hold other latents than before, as `depth, shard 3`: the source is not deterministic."""
+    """Those of them with another content than before, as `depth, shard 3`: the source is not deterministic."""
     shards_missing: int
     """Of other ranks, not committed yet."""
     seconds: float
     content_hash: str | None
-    """None while shards are missing."""
+    """None while shards of a modality are missing."""
 
     @property
     def images_per_s(self) -> float:
@@ -91,7 +97,7 @@ def build_cache(
     on_progress: Callable[[BuildProgress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> BuildReport:
-    """Computes and commits all latents of this rank that are not committed yet.
+    """Computes and commits all latents of this rank that are not committed yet, and the images if the spec says so.
 
     Args:
         batch_size: images per call of a source, fewer at the end of a shard; it changes no latent.
@@ -118,51 +124,65 @@ def build_cache(
         sources = [stack.enter_context(closing(open_source(entry, device))) for entry in spec.latents]
         recipes = {source.recipe.modality.value: source.recipe for source in sources}
         store = create_store(
-            store_path, RowTable.from_manifest(manifest), manifest.class_names, spec.shard_size, recipes
+            store_path,
+            RowTable.from_manifest(manifest),
+            manifest.class_names,
+            spec.shard_size,
+            recipes,
+            layout=spec.layout,
+            images=spec.images,
         )
+        series = [*recipes, *([IMAGES] if spec.images != "none" else [])]
         mine = shards_of_rank(store.shards, rank, world_size)
-        withdrawn = _withdraw(store, recipes, mine, should_stop) if repair else {}
-        for modality in recipes:
-            require_shards(store, modality, mine)
-        todo = [_uncommitted(store, modality, mine) for modality in recipes]
-        committed: list[Shard] = []
-        images_total = sum(len(shard) for shards in todo for shard in shards)
-        images_done = 0
-        for source, shards in zip(sources, todo, strict=True):
-            steps = stack.enter_context(
-                closing(_fill_modality(store, manifest.root, source, shards, batch_size, device))
+        withdrawn = _withdraw(store, series, mine, should_stop) if repair else {}
+        for name in series:
+            require_shards(store, name, mine)
+        todo = {name: _uncommitted(store, name, mine) for name in series}
+        fills = {
+            source.recipe.modality.value: _fill_modality(
+                store, manifest.root, source, todo[source.recipe.modality.value], batch_size, device
             )
-            for shard, n_images, is_ours in steps:
+            for source in sources
+        }
+        if IMAGES in todo:
+            fills[IMAGES] = _fill_images(store, manifest.root, todo[IMAGES])
+        committed: list[tuple[str, Shard]] = []
+        images_total = sum(len(shard) for shards in todo.values() for shard in shards)
+        images_done = 0
+        for name, fill in fills.items():
+            for shard, n_images, is_ours in stack.enter_context(closing(fill)):
                 images_done += n_images
                 if is_ours:
-                    committed.append(shard)
+                    committed.append((name, shard))
                 if on_progress is not None:
-                    modality = source.recipe.modality.value
-                    on_progress(BuildProgress(modality, shard.index, len(store.shards), images_done, images_total))
+                    on_progress(BuildProgress(name, shard.index, len(store.shards), images_done, images_total))
                 if should_stop is not None and images_done < images_total and should_stop():
-                    raise _interrupted(store, recipes)
-    for modality in recipes:
-        store.consolidate(modality)
-    return _report(store, recipes, mine, committed, withdrawn, seconds=time.monotonic() - started)
+                    raise _interrupted(store, series)
+    for name in series:
+        store.consolidate(name)
+    report = _report(store, series, mine, committed, withdrawn, seconds=time.monotonic() - started)
+    if report.content_hash is not None:
+        write_card(store)
+    return report
 
 
 def _withdraw(
-    store: ZarrStore, modalities: Collection[str], shards: Sequence[Shard], should_stop: Callable[[], bool] | None
+    store: LatentStore, series: Collection[str], shards: Sequence[Shard], should_stop: Callable[[], bool] | None
 ) -> dict[str, dict[int, CommitRecord]]:
     def stop_if_asked(_shard: Shard) -> None:
         if should_stop is not None and should_stop():
-            raise _interrupted(store, modalities)
+            raise _interrupted(store, series)
 
-    return {modality: withdraw_damaged(store, modality, shards, stop_if_asked) for modality in modalities}
+    return {name: withdraw_damaged(store, name, shards, stop_if_asked) for name in series}
 
 
-def _uncommitted(store: ZarrStore, modality: str, shards: Sequence[Shard]) -> list[Shard]:
-    committed = store.committed(modality)
+def _uncommitted(store: LatentStore, series: str, shards: Sequence[Shard]) -> list[Shard]:
+    committed = store.committed(series)
     return [shard for shard in shards if shard.index not in committed]
 
 
 def _fill_modality(
-    store: ZarrStore, image_root: Path, source: "LatentSource", shards: Sequence[Shard], batch_size: int, device: str
+    store: LatentStore, image_root: Path, source: "LatentSource", shards: Sequence[Shard], batch_size: int, device: str
 ) -> Generator[tuple[Shard, int, bool], None, None]:
     """Encodes and commits shards; yields after every batch its shard, its images, and if they made us commit it."""
     recipe = source.recipe
@@ -187,20 +207,45 @@ def _fill_modality(
             yield shard, len(images), is_ours
 
 
+def _fill_images(
+    store: LatentStore, image_root: Path, shards: Sequence[Shard]
+) -> Generator[tuple[Shard, int, bool], None, None]:
+    """Copies and commits the images' files, undecoded; yields after every shard as `_fill_modality` does."""
+
+    def read(image: StoredImage) -> bytes:
+        return read_image_bytes(path_of(image_root, image.uri), image)
+
+    for shard in shards:
+        started = time.monotonic()
+        images = store.rows[shard.start : shard.stop]
+        with closing(_ahead(read, [images])) as batches:
+            contents = [content for batch in batches for content in batch]
+        is_ours = store.write_images(shard, contents, seconds=time.monotonic() - started)
+        store.consolidate(IMAGES, at_least=LOOSE_RECORDS)
+        yield shard, len(shard), is_ours
+
+
 def _decoded(
     image_root: Path, batches: Sequence[Sequence[StoredImage]], size: int
 ) -> Generator[list[Pixels], None, None]:
-    """The source view of every image, batch by batch, decoded ahead by threads."""
+    """The source view of every image, batch by batch."""
 
     def decode(image: StoredImage) -> Pixels:
         content = read_image_bytes(path_of(image_root, image.uri), image)
         return centre_square(decode_image(content, image.image_id), size)
 
-    ahead: deque[list[Future[Pixels]]] = deque()
+    return _ahead(decode, batches)
+
+
+def _ahead(
+    make: Callable[[StoredImage], T], batches: Sequence[Sequence[StoredImage]]
+) -> Generator[list[T], None, None]:
+    """What `make` makes of every image, batch by batch, made ahead by threads."""
+    ahead: deque[list[Future[T]]] = deque()
     pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="decode")
     try:
         for batch in batches:
-            ahead.append([pool.submit(decode, image) for image in batch])
+            ahead.append([pool.submit(make, image) for image in batch])
             if len(ahead) > BATCHES_AHEAD:
                 yield [future.result() for future in ahead.popleft()]
         while ahead:
@@ -217,9 +262,9 @@ def _encode(source: "LatentSource", images: Sequence[StoredImage], pixels: Seque
     return checked_latents(source.encode(np.stack(pixels), seeds), recipe.format, image_ids)
 
 
-def _interrupted(store: ZarrStore, modalities: Collection[str]) -> WorkInterrupted:
-    committed = sum(len(store.committed(modality)) for modality in modalities)
-    planned = len(store.shards) * len(modalities)
+def _interrupted(store: LatentStore, series: Collection[str]) -> WorkInterrupted:
+    committed = sum(len(store.committed(name)) for name in series)
+    planned = len(store.shards) * len(series)
     return WorkInterrupted(
         f"interrupted: {committed} of {planned} shards of `{store.path}` are committed",
         hint="run the same command again; it goes on from there",
@@ -227,22 +272,23 @@ def _interrupted(store: ZarrStore, modalities: Collection[str]) -> WorkInterrupt
 
 
 def _report(
-    store: ZarrStore,
-    modalities: Collection[str],
+    store: LatentStore,
+    series: Collection[str],
     mine: Sequence[Shard],
-    committed: Sequence[Shard],
+    committed: Sequence[tuple[str, Shard]],
     withdrawn: Mapping[str, Mapping[int, CommitRecord]],
     seconds: float,
 ) -> BuildReport:
     own = {shard.index for shard in mine}
-    missing = {modality: store.missing(modality) for modality in modalities}
-    for modality, shards in missing.items():
+    missing = {name: store.missing(name) for name in series}
+    for name, shards in missing.items():
         if own.intersection(shards):
-            store.require_complete([modality])
+            store.require_complete([name])
     is_complete = not any(store.missing(modality) for modality in store.modalities)
     return BuildReport(
         n_images=len(store.rows),
-        images_encoded=sum(len(shard) for shard in committed),
+        images_encoded=sum(len(shard) for name, shard in committed if name != IMAGES),
+        images_stored=sum(len(shard) for name, shard in committed if name == IMAGES),
         shards_committed=len(committed),
         shards_repaired=sum(len(records) for records in withdrawn.values()),
         shards_changed=changed_shards(store, withdrawn),

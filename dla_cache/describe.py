@@ -5,16 +5,18 @@ from typing import Any
 
 import numpy as np
 
+from dla_cache.store import LatentStore
+from dla_cache.store.layout import IMAGES
 from dla_cache.store.rows import StoredImage
 from dla_cache.store.statistics import SplitStatistics, measure
-from dla_cache.store.zarr_store import ZarrStore
 
 
 @dataclass(frozen=True, slots=True)
 class ModalityStatus:
-    """How much of a modality is committed."""
+    """How much of a modality, or of the images' own bytes, is committed."""
 
     modality: str
+    """Or `images`."""
     shards: int
     shards_planned: int
     shards_missing: tuple[int, ...]
@@ -36,7 +38,10 @@ class StoreStatus:
     class_names: tuple[str, ...]
     modalities: tuple[ModalityStatus, ...]
     content_hash: str | None
-    """None while shards are missing."""
+    """None while shards of a modality are missing."""
+    layout: str = "zarr"
+    image_bytes: ModalityStatus | None = None
+    """Of the images' own bytes; None if the store does not hold them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,34 +62,38 @@ class ImageDescription:
     shard: int
     latents: dict[str, SplitStatistics]
     """Per committed modality."""
+    image_bytes: int | None = None
+    """Size of the image's file, if the store holds it."""
 
 
-def describe_store(store: ZarrStore) -> StoreStatus:
+def describe_store(store: LatentStore) -> StoreStatus:
     """The state of every modality, from the commit records."""
-    modalities = []
-    for modality in store.modalities:
-        committed, missing = store.committed(modality).values(), store.missing(modality)
-        modalities.append(
-            ModalityStatus(
-                modality=modality,
-                shards=len(committed),
-                shards_planned=len(store.shards),
-                shards_missing=tuple(missing),
-                images=sum(record.n_rows for record in committed),
-                size_bytes=sum(record.size_bytes for record in committed),
-                recipe_hash=store.recipe(modality).hash,
-            )
-        )
+    modalities = [_describe_series(store, modality) for modality in store.modalities]
     return StoreStatus(
-        images=len(store.rows),
+        images=len(store.rows.kept_ids),
         images_per_split={split: len(store.rows_of([split])) for split in sorted(store.rows.splits)},
         class_names=store.class_names,
         modalities=tuple(modalities),
         content_hash=None if any(state.shards_missing for state in modalities) else store.content_hash(),
+        layout=store.layout_name,
+        image_bytes=_describe_series(store, IMAGES) if store.has_images else None,
     )
 
 
-def describe_modality(store: ZarrStore, modality: str) -> ModalityDescription:
+def _describe_series(store: LatentStore, series: str) -> ModalityStatus:
+    committed = store.committed(series)
+    return ModalityStatus(
+        modality=series,
+        shards=len(committed),
+        shards_planned=len(store.shards),
+        shards_missing=tuple(store.missing(series)),
+        images=sum(len(store.kept_rows(shard)) for shard in store.shards if shard.index in committed),
+        size_bytes=sum(record.size_bytes for record in committed.values()),
+        recipe_hash=store.recipe_hash(series),
+    )
+
+
+def describe_modality(store: LatentStore, modality: str) -> ModalityDescription:
     """Recipe and statistics of a modality; of those splits whose shards are all committed."""
     missing = store.missing(modality)
     statistics = {}
@@ -102,12 +111,12 @@ def describe_modality(store: ZarrStore, modality: str) -> ModalityDescription:
     return ModalityDescription(recipe.model_dump(mode="json"), recipe.hash, statistics)
 
 
-def describe_image(store: ZarrStore, image_id: str) -> ImageDescription:
+def describe_image(store: LatentStore, image_id: str) -> ImageDescription:
     """One image's row and latents.
 
     Raises:
         MissingLatentError: if the store does not know the image.
-        CorruptShardError: if one of its latents is damaged.
+        CorruptShardError: if one of its latents, or its stored image, is damaged.
     """
     row = store.rows.row_of(image_id)
     shard = row // store.shard_size
@@ -116,4 +125,6 @@ def describe_image(store: ZarrStore, image_id: str) -> ImageDescription:
         for modality in store.modalities
         if shard in store.committed(modality)
     }
-    return ImageDescription(store.rows[row], shard, latents)
+    has_image = store.has_images and shard in store.committed(IMAGES)
+    image_bytes = len(store.read_images(np.array([row]))[0]) if has_image else None
+    return ImageDescription(store.rows[row], shard, latents, image_bytes)

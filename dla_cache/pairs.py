@@ -4,7 +4,7 @@ Legend: B images of a batch, H and W pixels of an image, which may have a size o
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +20,7 @@ from dla_cache.errors import StoreError
 from dla_cache.images import Pixels, read_image_bytes
 from dla_cache.manifest import path_of
 from dla_cache.store import LatentStore
-from dla_cache.store.rows import StoredImage
+from dla_cache.store.layout import IMAGES
 
 BATCHES_AHEAD = 4
 """Batches that wait, ready, while one is worked on."""
@@ -54,7 +54,7 @@ class PairStream:
     def __init__(
         self,
         store: LatentStore,
-        image_root: Path,
+        image_root: Path | None,
         splits: Sequence[str],
         batch_size: int,
         *,
@@ -67,18 +67,19 @@ class PairStream:
     ) -> None:
         """
         Args:
-            image_root: folder that the images' URIs start from: the manifest's.
+            image_root: folder that the images' URIs start from: the manifest's. None for a store that holds the
+                images themselves.
             modalities: None for all of the store's, () for images alone.
             keep_decoded_bytes: pixels are kept in memory up to so many bytes, so that an image is
                 decoded once and not once an epoch; those that do not fit are decoded each time.
 
         Raises:
             StoreError: if a split has no image, or dropping the last batch leaves none.
-            MissingLatentError: if the store has no such modality.
+            MissingLatentError: if the store has no such modality, or no images and there is no `image_root`.
             IncompleteBuildError: if a modality is not whole.
         """
         self.modalities = tuple(store.modalities if modalities is None else modalities)
-        store.require_complete(self.modalities)
+        store.require_complete([*self.modalities, *([IMAGES] if image_root is None else [])])
         self._store = store
         self._rows = store.rows_of(splits)
         self._batch_size = batch_size
@@ -87,7 +88,7 @@ class PairStream:
         self._order_of = lru_cache(2)(self._order)
         images = [store.rows[row] for row in self._rows]
         self._labels = np.array([-1 if image.label is None else image.label for image in images])
-        self._pixels = _PixelCache(images, image_root, decode, keep_decoded_bytes)
+        self._pixels = _PixelCache(store, self._rows, image_root, decode, keep_decoded_bytes)
         self._n_batches = len(self._rows) // batch_size if drop_last else -(-len(self._rows) // batch_size)
         if not self._n_batches:
             raise StoreError(
@@ -143,32 +144,45 @@ class _PixelCache:
     """Decoded pixels of the images of a stream; those that are asked for first are kept, as many as fit."""
 
     def __init__(
-        self, images: Sequence[StoredImage], image_root: Path, decode: Decode, keep_decoded_bytes: int
+        self,
+        store: LatentStore,
+        rows: NDArray[np.int64],
+        image_root: Path | None,
+        decode: Decode,
+        keep_decoded_bytes: int,
     ) -> None:
-        self._images = images
+        self._store = store
+        self._rows = rows
         self._image_root = image_root
         self._decode = decode
         self._kept: dict[int, Pixels] = {}
         self._bytes_left = keep_decoded_bytes
-        self._read(0)  # a wrong image root shows now, not at the first batch
+        self._decoded(0, self._read(rows[:1])[0])  # a wrong image root shows now, not at the first batch
 
     def take(self, positions: NDArray[np.int64]) -> tuple[Pixels, ...]:
         """Pixels of the images at `positions` of the stream."""
-        return tuple(self._pixels_of(position) for position in positions.tolist())
+        unread = [position for position in positions.tolist() if position not in self._kept]
+        read = dict(zip(unread, self._read(self._rows[unread]), strict=True))
+        return tuple(self._pixels_of(position, read) for position in positions.tolist())
 
-    def _pixels_of(self, position: int) -> Pixels:
+    def _pixels_of(self, position: int, read: Mapping[int, bytes]) -> Pixels:
         if position in self._kept:
             return self._kept[position]
-        pixels = self._read(position)
+        pixels = self._decoded(position, read[position])
         pixels.flags.writeable = False
         if pixels.nbytes <= self._bytes_left:
             self._bytes_left -= pixels.nbytes
             self._kept[position] = pixels
         return pixels
 
-    def _read(self, position: int) -> Pixels:
-        image = self._images[position]
-        return self._decode(read_image_bytes(path_of(self._image_root, image.uri), image), image.image_id)
+    def _decoded(self, position: int, content: bytes) -> Pixels:
+        return self._decode(content, self._store.rows.image_ids[self._rows[position]])
+
+    def _read(self, rows: NDArray[np.int64]) -> Sequence[bytes]:
+        if self._image_root is None:
+            return self._store.read_images(rows)
+        images = [self._store.rows[row] for row in rows.tolist()]
+        return [read_image_bytes(path_of(self._image_root, image.uri), image) for image in images]
 
 
 def _ahead(numbers: Iterable[int], make: Callable[[int], PairBatch]) -> Generator[PairBatch, None, None]:

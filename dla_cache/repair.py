@@ -4,33 +4,33 @@ from collections.abc import Callable, Mapping, Sequence
 
 from dla_cache.errors import CorruptShardError, name_some
 from dla_cache.shards import Shard
+from dla_cache.store import LatentStore
 from dla_cache.store.commits import CommitRecord
-from dla_cache.store.zarr_store import ZarrStore
 from dla_cache.verify import record_problem, shard_problems
 
 
-def require_shards(store: ZarrStore, modality: str, shards: Sequence[Shard]) -> None:
-    """Passes if each committed shard among `shards` has a file of its size and a record of this recipe; reads none.
+def require_shards(store: LatentStore, series: str, shards: Sequence[Shard]) -> None:
+    """Passes if each committed shard among `shards` has files of its size and a record of this recipe; reads none.
 
     Raises:
         CorruptShardError: naming those that have not.
     """
-    committed = store.committed(modality)
+    committed = store.committed(series)
     lost = [
         str(shard.index)
         for shard in shards
-        if shard.index in committed and not _is_in_place(store, modality, shard, committed[shard.index])
+        if shard.index in committed and not _is_in_place(store, series, shard, committed[shard.index])
     ]
     if lost:
         raise CorruptShardError(
-            f"{len(lost)} committed shards of `{modality}` in `{store.path}` have lost their file, or it has another"
-            f" size: {name_some(lost)} (`{store.shard_path(modality, int(lost[0]))}`)",
+            f"{len(lost)} committed shards of `{series}` in `{store.path}` have lost their file, or it has another"
+            f" size: {name_some(lost)} (`{store.shard_path(series, int(lost[0]))}`)",
             hint="restore them from a copy, or run the same `dla cache build` with `--repair`: it makes them again",
         )
 
 
 def withdraw_damaged(
-    store: ZarrStore, modality: str, shards: Sequence[Shard], on_checked: Callable[[Shard], None]
+    store: LatentStore, series: str, shards: Sequence[Shard], on_checked: Callable[[Shard], None]
 ) -> dict[int, CommitRecord]:
     """Reads each committed shard among `shards`, and takes out of the log those with a problem that `verify` names.
 
@@ -39,34 +39,34 @@ def withdraw_damaged(
     Returns:
         The records that were taken out, by shard index.
     """
-    committed = store.committed(modality)
+    committed = store.committed(series)
     damaged: dict[int, CommitRecord] = {}
     for shard in shards:
         if shard.index in committed:
             record = committed[shard.index]
-            if any(True for _ in shard_problems(store, modality, shard, record)):
+            if any(True for _ in shard_problems(store, series, shard, record)):
                 damaged[shard.index] = record
             on_checked(shard)
     if damaged:
-        store.withdraw(modality, damaged)
+        store.withdraw(series, damaged)
     return damaged
 
 
-def changed_shards(store: ZarrStore, withdrawn: Mapping[str, Mapping[int, CommitRecord]]) -> tuple[str, ...]:
-    """Those that were withdrawn and made again, by now with other latents than before: `depth, shard 3`."""
+def changed_shards(store: LatentStore, withdrawn: Mapping[str, Mapping[int, CommitRecord]]) -> tuple[str, ...]:
+    """Those that were withdrawn and made again, by now with another content than before: `depth, shard 3`."""
     changed = []
-    for modality, records in withdrawn.items():
-        committed = store.committed(modality)
+    for series, records in withdrawn.items():
+        committed = store.committed(series)
         changed += [
-            f"{modality}, shard {shard}"
+            f"{series}, shard {shard}"
             for shard, before in records.items()
             if committed[shard].content_sum != before.content_sum
         ]
     return tuple(changed)
 
 
-def _is_in_place(store: ZarrStore, modality: str, shard: Shard, record: CommitRecord) -> bool:
-    path = store.shard_path(modality, shard.index)
-    if record_problem(store, modality, shard, record) is not None:
+def _is_in_place(store: LatentStore, series: str, shard: Shard, record: CommitRecord) -> bool:
+    paths = store.shard_files(series, shard.index)
+    if record_problem(store, series, shard, record) is not None or not all(path.is_file() for path in paths):
         return False
-    return path.is_file() and path.stat().st_size == record.size_bytes
+    return sum(path.stat().st_size for path in paths) == record.size_bytes

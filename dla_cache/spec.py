@@ -106,6 +106,10 @@ class CacheSpec(StrictModel):
     """Images per shard: the unit of work and of commit."""
     splits: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
     """Splits of the manifest to build; all when absent."""
+    layout: Literal["zarr", "webdataset"] = "zarr"
+    """How the store lies on disk: arrays for Zarr clients, or tars for WebDataset readers."""
+    images: Literal["none", "original"] = "none"
+    """Whether the store holds the images, too, as the bytes of their files; then it needs no image folder."""
 
     @model_validator(mode="after")
     def _one_entry_per_modality(self) -> Self:

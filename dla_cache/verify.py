@@ -1,24 +1,18 @@
 """Whether a store holds what its records and its manifest say: every byte is read."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from dla_cache.errors import name_some
 from dla_cache.manifest import Manifest
 from dla_cache.shards import Shard
+from dla_cache.store import LatentStore
 from dla_cache.store.commits import CommitRecord
 from dla_cache.store.content import content_sum
-from dla_cache.store.layout import (
-    ShardLayout,
-    array_folder,
-    array_metadata,
-    commits_folder,
-    damaged_records,
-    group_metadata,
-)
-from dla_cache.store.metadata import read_json
-from dla_cache.store.zarr_store import ZarrStore
+from dla_cache.store.layout import IMAGES, commits_folder, open_shard
+from dla_cache.store.parts import CARD, UNFINISHED
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +33,11 @@ class VerifyReport:
     shards_checked: int
     bytes_checked: int
     content_hash: str | None
-    """None if a shard is missing."""
+    """None if a shard of a modality is missing."""
 
 
 def verify_store(
-    store: ZarrStore,
+    store: LatentStore,
     manifest: Manifest | None = None,
     *,
     on_progress: Callable[[int, int], None] | None = None,
@@ -52,21 +46,23 @@ def verify_store(
 
     Against the manifest: IDs, sha256 and labels of all images. In the store: metadata against
     recipes; each shard's size, checksums, hash, content and statistics against its record;
-    planned shards without a record; files that belong to nothing.
+    planned shards without a record; files that belong to nothing. Of stored images each one's sha256, too.
 
     Args:
         on_progress: told after each shard how many are checked and how many there are.
     """
     problems = list(_manifest_problems(store, manifest)) if manifest else []
     problems += _metadata_problems(store)
-    records = {modality: store.committed(modality) for modality in store.modalities}
+    if (store.path / UNFINISHED).is_file():
+        problems.append(Problem(UNFINISHED, "images are being removed: run `dla cache takedown` again to finish"))
+    records = {series: store.committed(series) for series in store.series}
     shards_committed = sum(len(committed) for committed in records.values())
     shards_checked = bytes_checked = 0
-    for modality, committed in records.items():
-        problems += _plan_problems(store, modality, committed)
+    for series, committed in records.items():
+        problems += _plan_problems(store, series, committed)
         for shard in store.shards:
             if shard.index in committed:
-                problems += shard_problems(store, modality, shard, committed[shard.index])
+                problems += shard_problems(store, series, shard, committed[shard.index])
                 shards_checked += 1
                 bytes_checked += committed[shard.index].size_bytes
                 if on_progress is not None:
@@ -78,7 +74,7 @@ def verify_store(
     )
 
 
-def _manifest_problems(store: ZarrStore, manifest: Manifest) -> Iterator[Problem]:
+def _manifest_problems(store: LatentStore, manifest: Manifest) -> Iterator[Problem]:
     listed = {row.image_id: row for row in manifest.rows()}
     stored = {image.image_id: image for image in store.rows if not image.removed}
     # A store may have been built from some splits of the manifest only.
@@ -96,81 +92,84 @@ def _manifest_problems(store: ZarrStore, manifest: Manifest) -> Iterator[Problem
         if image_ids:
             yield Problem("rows.parquet", f"{len(image_ids)} images {what}: {name_some(image_ids)}")
     if store.class_names != manifest.class_names:
-        yield Problem("zarr.json", "the class names are not the manifest's")
+        yield Problem(store.metadata.layout.main_file, "the class names are not the manifest's")
 
 
-def _metadata_problems(store: ZarrStore) -> Iterator[Problem]:
-    expected = {
-        array_folder(store.path, modality): array_metadata(store.recipe(modality), len(store.rows), store.shard_size)
-        for modality in store.modalities
-    }
-    for folder, metadata in {store.path / "latents": group_metadata({}), **expected}.items():
+def _metadata_problems(store: LatentStore) -> Iterator[Problem]:
+    rows_sha256 = hashlib.sha256((store.path / "rows.parquet").read_bytes()).hexdigest()
+    for name, expected in store.metadata.files(rows_sha256).items():
         try:
-            is_as_expected = read_json(folder / "zarr.json") == metadata
+            is_as_expected = json.loads((store.path / name).read_bytes()) == json.loads(expected)
         except (OSError, ValueError):
             is_as_expected = False
         if not is_as_expected:
-            name = (folder / "zarr.json").relative_to(store.path).as_posix()
             yield Problem(name, "it does not describe what lies there: `dla cache build` writes it again")
 
 
-def _plan_problems(store: ZarrStore, modality: str, committed: Mapping[int, CommitRecord]) -> Iterator[Problem]:
-    for shard in store.missing(modality):
-        yield Problem(f"{modality}, shard {shard}", "not committed: run `dla cache build` again")
+def _plan_problems(store: LatentStore, series: str, committed: Mapping[int, CommitRecord]) -> Iterator[Problem]:
+    for shard in store.missing(series):
+        yield Problem(f"{series}, shard {shard}", "not committed: run `dla cache build` again")
     for shard in sorted(committed.keys() - range(len(store.shards))):
-        yield Problem(f"{modality}, shard {shard}", "it is committed, and not planned")
+        yield Problem(f"{series}, shard {shard}", "it is committed, and not planned")
 
 
-def record_problem(store: ZarrStore, modality: str, shard: Shard, record: CommitRecord) -> str | None:
+def record_problem(store: LatentStore, series: str, shard: Shard, record: CommitRecord) -> str | None:
     """What keeps a record from being that of this shard, if anything does."""
     if record.n_rows != len(shard):
         return f"its record is of {record.n_rows} images, {len(shard)} are planned"
-    if (record.recipe_hash, record.modality) != (store.recipe(modality).hash, modality):
+    if (record.recipe_hash, record.modality) != (store.recipe_hash(series), series):
         return f"its record is of another recipe, `{record.recipe_hash}`"
     return None
 
 
-def shard_problems(store: ZarrStore, modality: str, shard: Shard, record: CommitRecord) -> Iterator[Problem]:
+def shard_problems(store: LatentStore, series: str, shard: Shard, record: CommitRecord) -> Iterator[Problem]:
     """All that is amiss with one committed shard; reads every byte of it."""
-    where = f"{modality}, shard {shard.index}"
-    problem = record_problem(store, modality, shard, record)
+    where = f"{series}, shard {shard.index}"
+    problem = record_problem(store, series, shard, record)
     if problem is not None:
         yield Problem(where, problem)
         return
-    layout = ShardLayout.of(store.recipe(modality), store.shard_size)
-    image_ids = store.rows.image_ids[shard.start : shard.stop]
-    path = store.shard_path(modality, shard.index)
+    kept = store.kept_rows(shard)
+    image_ids = [store.rows.image_ids[row] for row in kept.tolist()]
+    paths = store.shard_files(series, shard.index)
     try:
-        content = path.read_bytes()
-        records = layout.records(content, len(shard))
+        contents = [path.read_bytes() for path in paths]
+        opened = open_shard(store.layout_of(series), contents, len(shard), record.size_bytes)
     except (OSError, ValueError) as error:
-        yield Problem(where, f"{error} (`{path.name}`)")
+        yield Problem(where, f"{error} ({', '.join(f'`{path.name}`' for path in paths)})")
         return
-    damaged = damaged_records(records)
+    payloads, damaged = opened.gather(kept - shard.start)
     if damaged:
         names = name_some([image_ids[position] for position in damaged])
         yield Problem(where, f"{len(damaged)} samples do not have their checksum: {names}")
         return
-    samples = layout.samples(records)
-    if hashlib.sha256(content).hexdigest() != record.file_sha256:
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(content)
+    if digest.hexdigest() != record.file_sha256:
         yield Problem(where, "the file is whole but not the one that was committed")
-    if f"{content_sum(image_ids, samples):064x}" != record.content_sum:
+    if f"{content_sum(image_ids, payloads):064x}" != record.content_sum:
         yield Problem(where, "its samples are not those that were committed")
-    if store.measure_shard(modality, shard, samples) != record.statistics:
+    if store.measure_shard(series, shard, payloads) != record.statistics:
         yield Problem(where, "its statistics are not those of its samples")
+    if len(kept) < len(shard) and store.encode_shard(series, shard, payloads) != tuple(contents):
+        yield Problem(where, "it holds more than its images that were not removed: run `dla cache takedown` again")
+    if series == IMAGES:
+        changed = store.changed_images(kept.tolist(), payloads)
+        if changed:
+            names = name_some([store.rows.image_ids[row] for row in changed])
+            yield Problem(where, f"{len(changed)} images do not have the sha256 of their row: {names}")
 
 
-def _surplus_problems(store: ZarrStore) -> Iterator[Problem]:
-    known = {"zarr.json", "rows.parquet", "latents/zarr.json"}
-    for modality in store.modalities:
-        known.add(f"latents/{modality}/zarr.json")
-        known |= {
-            store.shard_path(modality, shard).relative_to(store.path).as_posix() for shard in store.committed(modality)
-        }
-    logs = {commits_folder(store.path, modality) for modality in store.modalities}
+def _surplus_problems(store: LatentStore) -> Iterator[Problem]:
+    known = {store.path / "rows.parquet", store.path / CARD, *(store.path / name for name in store.metadata.files(""))}
+    for series in store.series:
+        for shard in store.committed(series):
+            known.update(store.shard_files(series, shard))
+    logs = {commits_folder(store.path, series) for series in store.series}
     for path in sorted(store.path.rglob("*")):
         # What a killed process left under a hidden temporary name is overwritten or never looked at.
         is_leftover = path.name.startswith(".") and path.suffix == ".tmp"
-        name = path.relative_to(store.path).as_posix()
-        if path.is_file() and name not in known and path.parent not in logs and not is_leftover:
-            yield Problem(name, "it belongs to nothing that is committed")
+        is_leftover |= path == store.path / UNFINISHED
+        if path.is_file() and path not in known and path.parent not in logs and not is_leftover:
+            yield Problem(path.relative_to(store.path).as_posix(), "it belongs to nothing that is committed")

@@ -1,6 +1,10 @@
 """The commands, their help and README's table of them say the same."""
 
+import html
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,3 +48,16 @@ def test_every_argument_and_option_says_what_it_is(commands: Commands) -> None:
         if not getattr(parameter, "help", None)
     ]
     assert silent == []
+
+
+def test_the_reference_is_what_the_commands_say_of_themselves() -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "typer", "cli.main", "utils", "docs", "--name", "dla"],
+        cwd=README.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(README.parent)},
+    )
+    written = (README.parent / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert html.unescape(made.stdout).strip() == written.strip(), "run `make docs`"

@@ -34,6 +34,11 @@ PLACES = ("store", "images", "output", "teacher")
 """Fields of a run that are paths; a run file's are relative to the file. They are no part of what a run is."""
 
 
+def folder_of(place: str | None) -> Path | None:
+    """A place of a run that may be absent."""
+    return None if place is None else Path(place)
+
+
 class Roles(StrictModel):
     """Which splits of the store play which part. The test split is read once, after all is chosen."""
 
@@ -67,8 +72,8 @@ class RunConfig(StrictModel):
     kind: Literal["probe", "teacher", "student"]
     store: str
     """Path of the store."""
-    images: str
-    """Folder that the image paths of the store are relative to."""
+    images: str | None = None
+    """Folder that the image paths of the store are relative to; none for a store that holds the images itself."""
     output: str
     """Run folder."""
     teacher: str | None = None

@@ -63,7 +63,7 @@ class PairSource:
     def __init__(
         self,
         store: LatentStore,
-        images: Path,
+        images: Path | None,
         *,
         image_size: int,
         pixel_scale: PixelScale,

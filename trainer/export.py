@@ -29,6 +29,7 @@ from dla_cache.images import Pixels, centre_square, decode_image
 from dla_cache.pairs import PairStream
 from dla_cache.store import open_store
 from trainer.card import model_card
+from trainer.config import folder_of
 from trainer.data import PixelScale
 from trainer.predict import require_student
 from trainer.run import TrainedRun, load_run
@@ -153,11 +154,10 @@ def images_to_check(run: TrainedRun) -> tuple[tuple[Pixels, ...], str]:
     try:
         store = open_store(Path(config.store))
         splits = config.roles.validation
-        stream = PairStream(
-            store, Path(config.images), splits, N_CHECKED, seed=0, decode=decode_image, modalities=(), shuffle=False
-        )
-        images = stream.batch(0).pixels
-        return images, f"{len(images)} images of {' and '.join(splits)}"
+        images = folder_of(config.images)
+        stream = PairStream(store, images, splits, N_CHECKED, seed=0, decode=decode_image, modalities=(), shuffle=False)
+        pixels = stream.batch(0).pixels
+        return pixels, f"{len(pixels)} images of {' and '.join(splits)}"
     except DlaError as error:
         side, generator = config.image_size, np.random.default_rng(0)
         sizes = [(side + 7 * n, 2 * side - 5 * n % side) for n in range(N_CHECKED)]

@@ -27,7 +27,7 @@ class Measurement:
 def measure_run(
     run: TrainedRun,
     store: LatentStore,
-    images: Path,
+    images: Path | None,
     splits: Sequence[str],
     *,
     where: str,
@@ -37,7 +37,7 @@ def measure_run(
     """What the run answers to the images of `splits`, and what it owes to each modality.
 
     Args:
-        images: folder that the image paths of the store are relative to.
+        images: folder that the image paths of the store are relative to; None for a store that holds the images itself.
         where: the store's name, for messages.
         on_progress: takes images done and in all; a model of latents goes through them twice.
 

@@ -13,7 +13,7 @@ from dla_cache.errors import RecipeMismatchError, SpecError, name_some
 from dla_cache.spec import StrictModel, parse_spec
 from dla_cache.store import LatentStore, open_store
 from trainer.checkpoint import fitting, load_checkpoint, write_atomically
-from trainer.config import MODEL_CONFIGS, RunConfig
+from trainer.config import MODEL_CONFIGS, RunConfig, folder_of
 from trainer.data import PairSource, PixelScale, Role
 from trainer.evaluate import measure_accuracy, measure_subsets, name_subsets
 from trainer.loop import Loop, LoopConfig, Progress
@@ -102,7 +102,7 @@ def _train_locked(
     seen = target_run.facts.modalities if target_run is not None else facts.modalities
     pairs = PairSource(
         store,
-        Path(config.images),
+        folder_of(config.images),
         image_size=config.image_size,
         pixel_scale=PixelScale(config.pixel_mean, config.pixel_std),
         modalities=seen,

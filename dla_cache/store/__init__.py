@@ -1,52 +1,47 @@
-"""Stores of undecoded latents. The one there is: Zarr v3, one file a shard, commit records beside."""
+"""Stores of undecoded latents, in two layouts that read the same: Zarr v3 arrays, and WebDataset tars."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from dla_cache.spec import Recipe
-from dla_cache.store.metadata import StoreMetadata, create_metadata
+from dla_cache.store.latent_store import LatentStore
+from dla_cache.store.layout import NO_IMAGES
+from dla_cache.store.metadata import LAYOUTS, StoreMetadata, create_metadata, find_layout
 from dla_cache.store.rows import RowTable
-from dla_cache.store.statistics import LatentStatistics
-from dla_cache.store.zarr_store import ZarrStore
+
+__all__ = ["LatentStore", "create_store", "open_store"]
 
 
-class LatentStore(Protocol):
-    """What a training run reads: everything that does not depend on how latents lie on disk."""
-
-    rows: RowTable
-    class_names: tuple[str, ...]
-
-    @property
-    def modalities(self) -> tuple[str, ...]: ...
-    def recipe(self, modality: str) -> Recipe: ...
-    def require_complete(self, modalities: Sequence[str] | None = None) -> None: ...
-    def rows_of(self, splits: Sequence[str] | None = None) -> NDArray[np.int64]: ...
-    def read(self, modality: str, rows: NDArray[np.int64]) -> NDArray[np.generic]: ...
-    def statistics(self, modality: str, splits: Sequence[str]) -> LatentStatistics: ...
-    def content_hash(self, modalities: Sequence[str] | None = None) -> str: ...
-
-
-def open_store(path: Path) -> ZarrStore:
+def open_store(path: Path) -> LatentStore:
     """The store at `path`, for reading or for going on with a build.
 
     Raises:
         StoreError: if there is no store, it is damaged, or its format is newer than this code.
     """
-    return ZarrStore(path)
+    return LatentStore(path)
 
 
 def create_store(
-    path: Path, rows: RowTable, class_names: Sequence[str], shard_size: int, recipes: Mapping[str, Recipe]
-) -> ZarrStore:
+    path: Path,
+    rows: RowTable,
+    class_names: Sequence[str],
+    shard_size: int,
+    recipes: Mapping[str, Recipe],
+    *,
+    layout: str | None = None,
+    images: str = NO_IMAGES,
+) -> LatentStore:
     """A new store, or the one at `path` if it agrees: the same spec shares it, another is refused.
 
+    Args:
+        layout: `zarr` or `webdataset`; None for that of the store there is, or `zarr`.
+        images: `original` to hold the images' own bytes, too; a store that has them keeps them anyway.
+
     Raises:
-        RecipeMismatchError: if row table, class map, shard size or a recipe differ, saying how.
+        RecipeMismatchError: if layout, row table, class map, shard size or a recipe differ, saying how.
         StoreError: if the folder holds other things or cannot be written.
     """
-    create_metadata(path, StoreMetadata(rows, tuple(class_names), shard_size, dict(sorted(recipes.items()))))
-    return ZarrStore(path)
+    chosen = LAYOUTS[layout] if layout is not None else find_layout(path) or LAYOUTS["zarr"]
+    wanted = StoreMetadata(chosen, rows, tuple(class_names), shard_size, dict(sorted(recipes.items())), images)
+    create_metadata(path, wanted)
+    return LatentStore(path)

@@ -19,31 +19,33 @@ from pydantic import Field
 from dla_cache.durable import locked_folder, sync_folder, write_durably
 from dla_cache.errors import StoreError
 from dla_cache.parquet import from_parquet, to_parquet
-from dla_cache.spec import Modality, StrictModel, canonical_json
+from dla_cache.spec import StrictModel, canonical_json
 from dla_cache.store.statistics import SplitStatistics
 
 
 class CommitRecord(StrictModel):
     """What was committed. `seconds` and `device` tell of the attempt and lie outside identity."""
 
-    modality: Modality
+    modality: str
+    """The series: a modality, or `images`."""
     shard: int
     n_rows: int
     size_bytes: int
+    """Of the shard's files together."""
     file_sha256: str
-    """Of the shard's file."""
+    """Of the bytes of the shard's files, one after another."""
     content_sum: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    """Of the samples under their image IDs, hexadecimal; see `dla_cache.store.content`."""
+    """Of the payloads under their image IDs, hexadecimal; see `dla_cache.store.content`."""
     recipe_hash: str
     statistics: dict[str, SplitStatistics]
-    """Per split that has images in the shard."""
+    """Per split that has images in the shard; empty for `images`."""
     seconds: float
-    """From the first image decoded to the latents in hand."""
+    """From the first image read to the payloads in hand."""
     device: str
 
 
 class CommitLog:
-    """The records of one modality; `folder` holds nothing else."""
+    """The records of one series; `folder` holds nothing else."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -11,6 +11,9 @@ from dla_cache.spec import LatentFormat, Recipe, canonical_json
 
 MODULUS = 2**256
 
+Payload = bytes | NDArray[np.uint8]
+"""The payload of one row: a sample's numbers, little endian in C order, or the bytes of an image."""
+
 
 def checked_latents(
     latents: NDArray[np.generic], latent_format: LatentFormat, image_ids: Sequence[str]
@@ -50,14 +53,14 @@ def checked_latents(
         samples = codes.astype(stored)
         good = (codes >= 0) & (codes < latent_format.vocabulary)
         problem, hint = f"a code outside [0, {latent_format.vocabulary})", "the source and its recipe disagree"
-    bad = [image_ids[row] for row in np.flatnonzero(~good.reshape(len(image_ids), -1).all(axis=1)).tolist()]
+    bad = [image_ids[row] for row in np.flatnonzero(~good.all(axis=tuple(range(1, good.ndim)))).tolist()]
     if bad:
         raise NonFiniteLatentError(f"the source put out {problem} for {name_some(list(dict.fromkeys(bad)))}", hint=hint)
     return samples
 
 
-def content_sum(image_ids: Iterable[str], samples: NDArray[np.generic]) -> int:
-    """One number for a set of samples [n, *shape] under their IDs, that adds up over sets.
+def content_sum(image_ids: Iterable[str], payloads: Iterable[Payload]) -> int:
+    """One number for a set of payloads under their image IDs, that adds up over sets.
 
     A sum of hashes rather than a hash of all bytes: then a store's hash comes from its commit
     records alone, and is the same however its images were cut into shards.
@@ -65,13 +68,12 @@ def content_sum(image_ids: Iterable[str], samples: NDArray[np.generic]) -> int:
     Source: Bellare and Micciancio, "A New Paradigm for Collision-Free Hashing: Incrementality at
     Reduced Cost", 1997: AdHash.
     """
-    return (
-        sum(
-            int.from_bytes(hashlib.sha256(image_id.encode() + b"\0" + sample.tobytes()).digest(), "big")
-            for image_id, sample in zip(image_ids, samples, strict=True)
-        )
-        % MODULUS
-    )
+    total = 0
+    for image_id, payload in zip(image_ids, payloads, strict=True):
+        digest = hashlib.sha256(image_id.encode() + b"\0")
+        digest.update(bytes(payload))
+        total += int.from_bytes(digest.digest(), "big")
+    return total % MODULUS
 
 
 def content_hash(image_ids: Sequence[str], sums: Iterable[tuple[Recipe, Iterable[int]]]) -> str:

@@ -1,155 +1,151 @@
-"""How a store lies on disk: paths, Zarr v3 metadata, and the bytes of a shard. Pure.
+"""How a store may lie on disk: what a layout decides, and what all layouts have in common. Pure.
 
-A shard is one file: a record a sample (payload, then its CRC32C) at a fixed stride, then the index
-that Zarr's sharding codec asks for. Any Zarr client reads it; a reader that knows the stride needs
-no index to find a sample.
-
-Legend: B samples of a batch, n samples of a shard.
+A *series* is what has one payload for every row: the latents of a modality, or the bytes of the images. A unit of it
+is a shard, in one or two files. A layout says where they lie, what their bytes are, and how a payload is found again;
+rows, commits, hashes and checks know no layout.
 """
 
+import hashlib
+import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from dla_cache.spec import Recipe
+from dla_cache.errors import StoreError
+from dla_cache.spec import LatentFormat, Recipe, canonical_json
 
 FORMAT = 2
 """Raised when a store of the old layout can no longer be read by the new code; 1 kept no hash of its row table."""
 
-INTACT = 0x48674BC7
-"""CRC32C of any bytes followed by their own CRC32C, little endian: a property of the polynomial."""
+IMAGES = "images"
+"""The series of image bytes; no modality has this name."""
+
+NO_IMAGES = "none"
+"""Encoding of the images in a store that does not hold them."""
 
 CRC_BYTES = 4
-ABSENT = 2**64 - 1
-"""Offset and size, in a Zarr shard index, of a chunk that is not there."""
 
 
-@dataclass(frozen=True, slots=True)
-class ShardLayout:
-    """The byte layout of every shard of one array."""
+class OpenShard(Protocol):
+    """The files of a shard, mapped, and what tells where each payload lies."""
 
-    sample_shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    shard_size: int
+    def gather(self, local: NDArray[np.int64]) -> tuple[Any, list[int]]:
+        """The payloads of some rows of the shard, and which of them do not have their checksum.
 
-    @classmethod
-    def of(cls, recipe: Recipe, shard_size: int) -> "ShardLayout":
-        return cls(recipe.format.shape, np.dtype(recipe.format.dtype).newbyteorder("<"), shard_size)
-
-    @property
-    def payload_bytes(self) -> int:
-        """Bytes of one sample."""
-        return int(np.prod(self.sample_shape)) * self.dtype.itemsize
-
-    @property
-    def stride(self) -> int:
-        """Bytes from one record to the next."""
-        return self.payload_bytes + CRC_BYTES
-
-    def index(self, n_rows: int) -> bytes:
-        """The shard index of `n_rows` samples.
-
-        Source: zarr-specs, "Sharding codec", version 1.0: per inner chunk offset and size as
-        uint64, both 2**64 - 1 where there is none; its own CRC32C after it.
+        Payloads are copies: an array uint8 [b, payload_bytes] for latents, a list of b `bytes` for images.
         """
-        entries = np.full((self.shard_size, 2), ABSENT, "<u8")
-        entries[:n_rows, 0] = np.arange(n_rows) * self.stride
-        entries[:n_rows, 1] = self.stride
-        return _with_crc(entries.tobytes())
 
-    def encode(self, samples: NDArray[np.generic]) -> bytes:
-        """The file of samples [n, *sample_shape] of the stored dtype.
 
-        All-zero samples are written like any other: absent means not computed.
-        """
-        return b"".join(_with_crc(sample.tobytes()) for sample in samples) + self.index(len(samples))
+class SeriesLayout(Protocol):
+    """How the shards of one series lie on disk."""
 
-    def records(self, content: Any, n_rows: int) -> NDArray[np.uint8]:
-        """The records of a shard file as a read-only view, uint8 [n, stride].
+    def files(self, shard: int) -> tuple[str, ...]:
+        """Paths of a shard's files in the store's folder, the one with the payloads first."""
 
-        Args:
-            content: the file's bytes, or a read-only map of them.
+    def encode(self, image_ids: Sequence[str], payloads: Sequence[bytes | None]) -> tuple[bytes, ...]:
+        """The bytes of these files: the same payloads under the same IDs give the same bytes.
+
+        None stands for a removed image: it leaves zeros, or no member. All-zero payloads are written like
+        any other: absent means not computed.
 
         Raises:
-            ValueError: if the file has another size or index than `n_rows` samples make.
+            StoreError: if an image ID cannot be written in this layout.
         """
-        index = self.index(n_rows)
-        end = n_rows * self.stride
-        if len(content) != end + len(index):
-            raise ValueError(f"it has {len(content)} bytes, {end + len(index)} were committed")
-        if content[end:] != index:
-            raise ValueError("its index is damaged")
-        return np.frombuffer(content, np.uint8, count=end).reshape(n_rows, self.stride)
 
-    def samples(
-        self, records: NDArray[np.uint8], order: NDArray[np.int64] | slice = slice(None)
-    ) -> NDArray[np.generic]:
-        """The payloads of records [n, stride] in some order, a new array [B, *sample_shape]; checks nothing."""
-        payload = np.ascontiguousarray(records[order, : self.payload_bytes])
-        return payload.view(self.dtype).reshape(len(payload), *self.sample_shape)
+    def open(self, contents: Sequence[Any], n_rows: int) -> OpenShard:
+        """A shard of `n_rows` payloads, of the bytes of its files or read-only maps of them.
+
+        Raises:
+            ValueError: if sizes or index are not those of such a shard.
+        """
 
 
-def damaged_records(records: NDArray[np.uint8]) -> list[int]:
-    """Positions of the records [B, stride] whose payload does not fit its CRC32C.
+class Layout(Protocol):
+    """How a whole store lies on disk."""
 
-    One call a record over payload and checksum together: no slicing, no comparison in Python of
-    bytes to bytes. Needs contiguous records; google_crc32c takes read-only arrays only.
+    @property
+    def name(self) -> str: ...
+    @property
+    def main_file(self) -> str:
+        """The file that is written last: a folder that has it is a store of this layout."""
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """All that may lie in a store's folder."""
+
+    def latents(self, recipe: Recipe, shard_size: int) -> SeriesLayout: ...
+    def images(self) -> SeriesLayout: ...
+    def metadata_files(
+        self, facts: Mapping[str, Any], recipes: Mapping[str, Recipe], n_rows: int
+    ) -> dict[str, dict[str, Any]]:
+        """The JSON of every metadata file by its path, in the order of writing; `facts` is what all layouts say."""
+
+    def read_attributes(self, store: Path) -> dict[str, Any]:
+        """What the main file says of the store, unchecked."""
+
+    def read_recipes(self, store: Path, attributes: Mapping[str, Any]) -> dict[str, Recipe]:
+        """The recipes by modality.
+
+        Raises:
+            StoreError: if one is not that of the attributes.
+        """
+
+
+def open_shard(layout: SeriesLayout, contents: Sequence[Any], n_rows: int, size_bytes: int) -> OpenShard:
+    """The shard in these files, which have as many bytes together as were committed.
+
+    Raises:
+        ValueError: if sizes or index are not those of such a shard.
     """
-    frozen = records.view()
-    frozen.flags.writeable = False
-    checksums = np.fromiter(map(google_crc32c.value, frozen), np.uint32, count=len(records))
-    return [int(position) for position in np.flatnonzero(checksums != INTACT)]
+    found = sum(len(content) for content in contents)
+    if found != size_bytes:
+        raise ValueError(f"it has {found} bytes, {size_bytes} were committed")
+    return layout.open(contents, n_rows)
 
 
-def _with_crc(content: bytes) -> bytes:
+def stored_dtype(latent: LatentFormat) -> np.dtype[Any]:
+    """Of the numbers on disk, little endian."""
+    return np.dtype(latent.dtype).newbyteorder("<")
+
+
+def payload_bytes(latent: LatentFormat) -> int:
+    """Bytes of one sample."""
+    return math.prod(latent.shape) * stored_dtype(latent).itemsize
+
+
+def commits_folder(store: Path, series: str) -> Path:
+    return store / "commits" / series
+
+
+def crc32c_of_rows(rows: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """CRC32C of each row of [B, n]; rows need contiguous bytes."""
+    frozen = rows.view()
+    frozen.flags.writeable = False  # google_crc32c takes read-only arrays only
+    return np.fromiter(map(google_crc32c.value, frozen), np.uint32, count=len(rows))
+
+
+def with_crc32c(content: bytes) -> bytes:
+    """Bytes and then their CRC32C, little endian."""
     return content + int(google_crc32c.value(content)).to_bytes(CRC_BYTES, "little")
 
 
-def array_folder(store: Path, modality: str) -> Path:
-    return store / "latents" / modality
+def sealed(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes with the sha256 of all of them."""
+    return {**attributes, "sha256": hashlib.sha256(canonical_json(attributes).encode()).hexdigest()}
 
 
-def shard_path(store: Path, modality: str, shard: int, sample_shape: Sequence[int]) -> Path:
-    """The shard's file: one flat folder, because nested chunk folders would cost several inodes a shard."""
-    return array_folder(store, modality) / ".".join(["c", str(shard), *("0" for _ in sample_shape)])
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_bytes())
 
 
-def commits_folder(store: Path, modality: str) -> Path:
-    return store / "commits" / modality
-
-
-def group_metadata(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """`zarr.json` of a group."""
-    return {"zarr_format": 3, "node_type": "group", "attributes": {"dla": attributes} if attributes else {}}
-
-
-def array_metadata(recipe: Recipe, n_rows: int, shard_size: int) -> dict[str, Any]:
-    """`zarr.json` of one modality: a plain Zarr v3 array [n_rows, *shape], its recipe as attribute.
-
-    Source: zarr-specs, Zarr core 3.1 and "Sharding codec" 1.0.
-    """
-    latent = recipe.format
-    plain = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-    sharding = {
-        "chunk_shape": [1, *latent.shape],
-        "codecs": plain,
-        "index_codecs": plain,
-        "index_location": "end",
-    }
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": [n_rows, *latent.shape],
-        "data_type": latent.dtype,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard_size, *latent.shape]}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "fill_value": 0.0 if latent.kind == "continuous" else 0,
-        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-        "dimension_names": ["image", *latent.axes],
-        "attributes": {"dla": {"recipe": recipe.model_dump(mode="json"), "recipe_hash": recipe.hash}},
-    }
+def not_as_written(store: Path, what: str) -> StoreError:
+    """For metadata that does not have its hash."""
+    return StoreError(
+        f"the {what} of `{store}` is not the one that was written",
+        hint="restore it from a copy, or build again in a new folder",
+    )

@@ -1,6 +1,6 @@
 """What a store says of itself: row table, class map, shard size, and a recipe per modality.
 
-`zarr.json` of the group is written last, so a folder that has it is a whole store. It holds the
+The main file of the layout is written last, so a folder that has it is a whole store. It holds the
 hashes of all the rest, and one of its own attributes: commit records cover latents, these cover the
 labels, splits and class names that a run takes from the store without a manifest.
 """
@@ -8,7 +8,7 @@ labels, splits and class names that a run takes from the store without a manifes
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,89 +16,138 @@ from pydantic import ValidationError
 
 from dla_cache.durable import locked_folder, make_folder, write_durably, writing_to
 from dla_cache.errors import RecipeMismatchError, StoreError
-from dla_cache.spec import Recipe, canonical_json
-from dla_cache.store.layout import FORMAT, array_folder, array_metadata, commits_folder, group_metadata
+from dla_cache.spec import Modality, Recipe, canonical_json
+from dla_cache.store.layout import (
+    FORMAT,
+    IMAGES,
+    NO_IMAGES,
+    Layout,
+    SeriesLayout,
+    commits_folder,
+    not_as_written,
+    sealed,
+)
+from dla_cache.store.parts import UNFINISHED
 from dla_cache.store.rows import RowTable
+from dla_cache.store.webdataset_layout import WebDatasetLayout
+from dla_cache.store.zarr_layout import ZarrLayout
 
-PARTS = {"zarr.json", "rows.parquet", "latents", "commits"}
-"""All that lies in a store's folder."""
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (ZarrLayout(), WebDatasetLayout())}
+
+ENCODINGS = (NO_IMAGES, "original")
+"""How a store may hold the images' own bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreMetadata:
-    """What decides the place of every sample and the meaning of its numbers."""
+    """What decides the place of every payload and the meaning of its numbers."""
 
+    layout: Layout
     rows: RowTable
     class_names: tuple[str, ...]
     shard_size: int
     recipes: dict[str, Recipe]
     """By modality, in alphabetical order."""
+    images: str = NO_IMAGES
+    """How the store holds the images' own bytes: `original`, the bytes of their files, or `none`."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the attribute `dla` of the Zarr group says in plain words."""
+        """What every layout says in plain words, and is the same for the life of a store."""
         return {"format": FORMAT, "shard_size": self.shard_size, "class_names": list(self.class_names)}
 
+    @property
+    def series(self) -> dict[str, SeriesLayout]:
+        """How each modality lies on disk, and the images if they are stored."""
+        latents = {name: self.layout.latents(recipe, self.shard_size) for name, recipe in self.recipes.items()}
+        return latents | ({} if self.images == NO_IMAGES else {IMAGES: self.layout.images()})
 
-def read_metadata(path: Path) -> StoreMetadata:
+    def files(self, rows_sha256: str) -> dict[str, bytes]:
+        """The metadata files but the row table, by their paths, in the order of writing."""
+        # Of the row table's bytes as they lie there: another version of Parquet's writer would make others.
+        facts = self.settings | {"rows_sha256": rows_sha256}
+        if self.images != NO_IMAGES:
+            facts["images"] = self.images
+        written = self.layout.metadata_files(facts, self.recipes, len(self.rows))
+        return {
+            name: json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+            for name, value in written.items()
+        }
+
+
+def hash_of_images(encoding: str) -> str:
+    """The recipe hash of the series of images."""
+    return hashlib.sha256(canonical_json({"encoding": encoding}).encode()).hexdigest()
+
+
+def find_layout(path: Path) -> Layout | None:
+    """The layout of the store at `path`; None if there is no store.
+
+    Raises:
+        StoreError: if the folder has the main files of two layouts.
+    """
+    found = [layout for layout in LAYOUTS.values() if (path / layout.main_file).is_file()]
+    if len(found) > 1:
+        names = " and ".join(f"`{layout.main_file}`" for layout in found)
+        raise StoreError(f"`{path}` has both {names}", hint="a folder holds one store: remove what does not belong")
+    return found[0] if found else None
+
+
+def read_metadata(path: Path, *, rows_sha256: str | None = None) -> StoreMetadata:
     """The metadata of the store at `path`.
+
+    Args:
+        rows_sha256: of the row table that is to lie there, where it has been replaced and the main file not yet.
 
     Raises:
         StoreError: if there is no store, it is damaged, or its format is not that of this code.
     """
     try:
-        if not (path / "zarr.json").is_file():
+        layout = find_layout(path)
+        if layout is None:
             raise StoreError(f"`{path}` is no store", hint="check the path; `dla cache build` makes one")
-        attributes = read_json(path / "zarr.json")["attributes"]["dla"]
+        attributes = layout.read_attributes(path)
         if attributes["format"] != FORMAT:
             raise StoreError(
                 f"`{path}` has format `{attributes['format']}`, this dla reads `{FORMAT}`",
                 hint="upgrade dla if it is newer; if it is older, build it again in a new folder",
             )
         if sealed({name: value for name, value in attributes.items() if name != "sha256"}) != attributes:
-            raise _changed(path, "class map or another setting in `zarr.json`")
+            raise not_as_written(path, f"class map or another setting in `{layout.main_file}`")
         rows = (path / "rows.parquet").read_bytes()
-        if hashlib.sha256(rows).hexdigest() != attributes["rows_sha256"]:
-            raise _changed(path, "row table `rows.parquet`")
-        recipes = {}
-        for modality, recipe_hash in sorted(attributes["recipes"].items()):
-            array = read_json(array_folder(path, modality) / "zarr.json")
-            recipes[modality] = Recipe.model_validate(array["attributes"]["dla"]["recipe"])
-            if recipes[modality].hash != recipe_hash:
-                raise _changed(path, f"recipe of `{modality}`")
+        if hashlib.sha256(rows).hexdigest() != (rows_sha256 or attributes["rows_sha256"]):
+            if (path / UNFINISHED).is_file():
+                raise StoreError(
+                    f"images are being removed from `{path}`",
+                    hint="if nobody is at it any more: `dla cache takedown` with this store finishes it",
+                )
+            raise not_as_written(path, "row table `rows.parquet`")
+        for modality in attributes["recipes"]:
+            Modality(modality)  # it becomes a part of paths
+        recipes = layout.read_recipes(path, attributes)
+        if any(recipe.modality != modality for modality, recipe in recipes.items()):
+            raise not_as_written(path, "recipe of a modality")
+        if attributes.get("images", NO_IMAGES) not in ENCODINGS:
+            raise StoreError(f"`{path}` holds images as `{attributes['images']}`", hint="upgrade dla")
         return StoreMetadata(
+            layout=layout,
             rows=RowTable.from_parquet(rows),
             class_names=tuple(attributes["class_names"]),
             shard_size=attributes["shard_size"],
-            recipes=recipes,
+            recipes=dict(sorted(recipes.items())),
+            images=attributes.get("images", NO_IMAGES),
         )
     except StoreError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise StoreError(
             f"the metadata of `{path}` is damaged: {error}",
-            hint="restore its `zarr.json` files and `rows.parquet` from a copy",
+            hint="restore its `.json` files and `rows.parquet` from a copy",
         ) from error
 
 
-def sealed(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes with the sha256 of all of them."""
-    return {**attributes, "sha256": hashlib.sha256(canonical_json(attributes).encode()).hexdigest()}
-
-
-def _changed(path: Path, what: str) -> StoreError:
-    return StoreError(
-        f"the {what} of `{path}` is not the one that was written",
-        hint="restore it from a copy, or build again in a new folder",
-    )
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_bytes())
-
-
 def create_metadata(path: Path, wanted: StoreMetadata) -> None:
-    """Makes an empty store, or passes one that agrees; a modality it does not have yet is added.
+    """Makes an empty store, or passes one that agrees; a series it does not have yet is added.
 
     Processes that do so at the same time wait for each other, so all get the same answer.
 
@@ -109,41 +158,40 @@ def create_metadata(path: Path, wanted: StoreMetadata) -> None:
     with writing_to(path):
         make_folder(path)
         with locked_folder(path):
-            if (path / "zarr.json").is_file():
+            if find_layout(path) is not None:
                 stored = read_metadata(path)
                 check_agrees(path, stored, wanted)
-                recipes = stored.recipes | wanted.recipes
+                recipes = dict(sorted((stored.recipes | wanted.recipes).items()))
+                images = wanted.images if stored.images == NO_IMAGES else stored.images
+                whole = replace(stored, recipes=recipes, images=images)
             else:
-                check_is_new(path)
+                check_is_new(path, wanted.layout)
                 write_durably(path / "rows.parquet", wanted.rows.to_parquet())
-                recipes = wanted.recipes
-            make_folder(path / "latents")
-            for modality, recipe in wanted.recipes.items():
-                make_folder(commits_folder(path, modality))
-                make_folder(array_folder(path, modality))
-                _write_json(array_folder(path, modality), array_metadata(recipe, len(wanted.rows), wanted.shard_size))
-            _write_json(path / "latents", group_metadata({}))
-            facts = {
-                # Of the bytes as they lie there: another version of Parquet's writer would make others.
-                "rows_sha256": hashlib.sha256((path / "rows.parquet").read_bytes()).hexdigest(),
-                "recipes": {modality: recipe.hash for modality, recipe in recipes.items()},
-            }
-            _write_json(path, group_metadata(sealed(wanted.settings | facts)))
+                whole = wanted
+            for series, layout in whole.series.items():
+                make_folder(commits_folder(path, series))
+                make_folder((path / layout.files(0)[0]).parent)
+            rows_sha256 = hashlib.sha256((path / "rows.parquet").read_bytes()).hexdigest()
+            for name, content in whole.files(rows_sha256).items():
+                make_folder((path / name).parent)
+                # Left alone where it agrees: a finished store may be on a read-only disk and still be "built" again.
+                if not ((path / name).is_file() and (path / name).read_bytes() == content):
+                    write_durably(path / name, content)
 
 
-def check_is_new(path: Path) -> None:
+def check_is_new(path: Path, layout: Layout) -> None:
     """Passes a folder in which a store can begin: an empty one, or what a killed beginning left.
 
     Raises:
         StoreError: if it holds anything else.
     """
-    others = [entry.name for entry in path.iterdir() if entry.name not in PARTS and entry.suffix != ".tmp"]
+    others = [entry.name for entry in path.iterdir() if entry.name not in layout.parts and entry.suffix != ".tmp"]
     if others:
         raise StoreError(f"`{path}` holds other things, such as `{others[0]}`", hint="name a new or empty folder")
     # A shard is committed only in a whole store, and new metadata could not tell whether it is that of these records.
     if any((path / "commits").glob("*/*")):
         raise StoreError(
-            f"`{path}` holds commit records but has lost its `zarr.json`",
+            f"`{path}` holds commit records but has lost its `{layout.main_file}`",
             hint="restore it from a copy, or remove the folder and build again",
         )
 
@@ -154,12 +202,15 @@ def check_agrees(path: Path, stored: StoreMetadata, wanted: StoreMetadata) -> No
     Raises:
         RecipeMismatchError: naming every field that differs: old → new.
     """
-    differences = list(changed_fields(stored.settings, wanted.settings))
+    before, after = ({"layout": metadata.layout.name, **metadata.settings} for metadata in (stored, wanted))
+    differences = list(changed_fields(before, after))
     if stored.rows != wanted.rows:
         differences.append(f"row table: {_first_difference(stored.rows, wanted.rows)}")
     for modality in stored.recipes.keys() & wanted.recipes.keys():
         old, new = (metadata.recipes[modality].model_dump(mode="json") for metadata in (stored, wanted))
         differences += changed_fields(old, new, f"{modality}.")
+    if NO_IMAGES not in (stored.images, wanted.images) and stored.images != wanted.images:
+        differences.append(f"`images` `{stored.images}` → `{wanted.images}`")
     if differences:
         raise RecipeMismatchError(
             f"`{path}` was built from another spec, source or manifest: {'; '.join(differences)}",
@@ -182,11 +233,3 @@ def _first_difference(old: RowTable, new: RowTable) -> str:
         return f"`{len(old)}` images → `{len(new)}`"
     before, after = next((before, after) for before, after in zip(old, new, strict=True) if before != after)
     return f"row {before.row} `{before}` → `{after}`"
-
-
-def _write_json(folder: Path, metadata: Mapping[str, Any]) -> None:
-    content = json.dumps(metadata, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    path = folder / "zarr.json"
-    # Left alone where it agrees: a finished store may be on a read-only disk and still be "built" again.
-    if not (path.is_file() and path.read_bytes() == content):
-        write_durably(path, content)

@@ -21,7 +21,7 @@ SCHEMA = pa.schema(
         ("split", pa.string()),
         ("label", pa.int32()),
         ("uri", pa.string()),
-        # Held by the format from the first version on: a removed image keeps its row and its bytes.
+        # A removed image keeps its row and its ID, and nothing else.
         ("removed", pa.bool_()),
     ]
 )
@@ -67,6 +67,11 @@ class RowTable:
     @cached_property
     def image_ids(self) -> tuple[str, ...]:
         return tuple(image.image_id for image in self.images)
+
+    @cached_property
+    def kept_ids(self) -> tuple[str, ...]:
+        """The IDs in row order without those of removed images."""
+        return tuple(image.image_id for image in self.images if not image.removed)
 
     @cached_property
     def splits(self) -> frozenset[str]:

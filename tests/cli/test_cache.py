@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 import dla_cache.sources
 from cli.cache import app
-from dla_cache.errors import CorruptShardError, SpecError, StoreError, WorkInterrupted
+from dla_cache.errors import CorruptShardError, ImageError, SpecError, StoreError, WorkInterrupted
 from dla_cache.manifest import ManifestRow, write_manifest
 from dla_cache.spec import LatentFormat, LatentSpec, Recipe
 
@@ -101,7 +101,7 @@ def test_what_verify_finds_damaged_a_build_repairs(run: Callable[..., Result]) -
     assert "`--repair`" in verified.hint
     repaired = run(*BUILD, "--repair")
     assert repaired.exit_code == 0, repaired.output
-    assert "made again    1 shards, 1 with the latents they had" in repaired.stdout
+    assert "made again    1 shards, 1 with the content they had" in repaired.stdout
     assert f"content hash  {content_hash}" in repaired.stdout
     assert run("verify", "s").exit_code == 0
 
@@ -140,6 +140,39 @@ def test_a_device_that_is_not_there_is_one_error_before_anything_is_opened(
     assert isinstance(refused.exception, SpecError)
     assert f"`{device}`" in str(refused.exception)
     assert not Path("s").exists()
+
+
+def test_a_webdataset_store_with_its_images_is_built_checked_shown_and_converted(run: Callable[..., Result]) -> None:
+    content_hash = json.loads(run(*BUILD, "--json").stdout)["content_hash"]
+    tars = ("build", "spec.yaml", "--manifest", "images.parquet", "--out", "t", "--set", "layout=webdataset")
+    built = run(*tars, "--set", "images=original")
+    assert built.exit_code == 0, built.output
+    assert "stored        10 images' own bytes" in built.stdout
+    assert f"content hash  {content_hash}" in built.stdout
+    assert "checked       6 shards" in run("verify", "t", "--manifest", "images.parquet").stdout
+    text = run("status", "t").stdout
+    assert "images    3/3     10/10" in text
+    assert "layout        webdataset" in text
+    assert f"bytes     {Path('7.png').stat().st_size}" in run("inspect", "t", "--image-id", "image-7").stdout
+    converted = run("convert", "t", "u", "--layout", "zarr")
+    assert converted.exit_code == 0, converted.output
+    assert "written       6 shards of depth, images" in converted.stdout
+    assert json.loads(run("convert", "t", "u", "--layout", "zarr", "--json").stdout) == {
+        "n_images": 10,
+        "series": ["depth", "images"],
+        "shards_written": 0,
+        "content_hash": content_hash,
+    }
+    assert run("convert", "t", "u", "--layout", "cupboard").exit_code == 2
+    assert run("verify", "u", "--manifest", "images.parquet").exit_code == 0
+
+
+def test_images_may_lie_elsewhere_than_their_manifest(run: Callable[..., Result]) -> None:
+    Path("elsewhere").mkdir()
+    Path("images.parquet").rename("elsewhere/images.parquet")
+    arguments = ("build", "spec.yaml", "--manifest", "elsewhere/images.parquet", "--out", "s")
+    assert isinstance(run(*arguments).exception, ImageError)
+    assert run(*arguments, "--images", ".").exit_code == 0
 
 
 def test_inspect_shows_recipe_and_statistics(run: Callable[..., Result]) -> None:

@@ -1,4 +1,4 @@
-"""A build in a process of its own: MANIFEST STORE SECONDS_PER_BATCH RANK WORLD_SIZE."""
+"""A build in a process of its own: MANIFEST STORE SECONDS_PER_BATCH RANK WORLD_SIZE LAYOUT."""
 
 import functools
 import sys
@@ -11,10 +11,10 @@ from dla_cache.manifest import read_manifest
 from dla_cache.spec import CacheSpec, LatentSpec, Modality
 
 if __name__ == "__main__":
-    manifest_path, store_path, seconds, rank, world_size = sys.argv[1:]
+    manifest_path, store_path, seconds, rank, world_size, layout = sys.argv[1:]
     report = build_cache(
         read_manifest(Path(manifest_path)),
-        CacheSpec(latents=(LatentSpec(modality=Modality.DEPTH, source="pixels"),), shard_size=5),
+        CacheSpec(latents=(LatentSpec(modality=Modality.DEPTH, source="pixels"),), shard_size=5, layout=layout),
         Path(store_path),
         open_source=functools.partial(PixelSource, seconds=float(seconds)),
         batch_size=4,

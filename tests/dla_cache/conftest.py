@@ -1,5 +1,6 @@
 """Small made images and a source of ten lines, shared by the tests of the cache."""
 
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Sequence
@@ -13,9 +14,8 @@ from PIL import Image
 
 from dla_cache.manifest import Manifest, ManifestRow, write_manifest
 from dla_cache.spec import CacheSpec, LatentFormat, LatentSpec, Modality, Recipe
-from dla_cache.store import create_store
+from dla_cache.store import LatentStore, create_store
 from dla_cache.store.rows import RowTable, StoredImage
-from dla_cache.store.zarr_store import ZarrStore
 
 SIDE = 8
 
@@ -116,24 +116,43 @@ def make_latents(recipe: Recipe, n_images: int, seed: int = 0) -> NDArray[np.gen
     return rng.integers(0, recipe.format.vocabulary, shape).astype(recipe.format.dtype)
 
 
-def fill_store(path: Path, recipe: Recipe, latents: NDArray[np.generic], shard_size: int) -> ZarrStore:
+def fill_store(
+    path: Path, recipe: Recipe, latents: NDArray[np.generic], shard_size: int, layout: str = "zarr"
+) -> LatentStore:
     """A whole store of these latents under the images of `make_rows`."""
-    store = create_store(path, make_rows(len(latents)), [], shard_size, {recipe.modality.value: recipe})
+    recipes = {recipe.modality.value: recipe}
+    store = create_store(path, make_rows(len(latents)), [], shard_size, recipes, layout=layout)
     for shard in store.shards:
         store.write_shard(recipe.modality.value, shard, latents[shard.start : shard.stop], seconds=0.1, device="cpu")
     return store
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test of a store runs on each layout, unless it or its module's `LAYOUTS` says which."""
+    chosen = any("layout" in marker.args[0] for marker in metafunc.definition.iter_markers("parametrize"))
+    if "layout" in metafunc.fixturenames and not chosen:
+        layouts = getattr(metafunc.module, "LAYOUTS", ["zarr", "webdataset"])
+        metafunc.parametrize("layout", layouts, indirect=True, scope="session")
+
+
 @pytest.fixture(scope="session")
-def made() -> SimpleNamespace:
+def layout(request: pytest.FixtureRequest) -> str:
+    """How the stores of this test lie on disk."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def made(layout: str) -> SimpleNamespace:
     """The makers above: with importlib mode a test cannot import its conftest."""
     return SimpleNamespace(
         manifest=make_manifest,
         recipe=make_recipe,
         rows=make_rows,
         latents=make_latents,
-        store=fill_store,
+        store=functools.partial(fill_store, layout=layout),
+        create=functools.partial(create_store, layout=layout),
         sha256=sha256_of,
+        sha256_of_bytes=lambda content: hashlib.sha256(content).hexdigest(),
     )
 
 
@@ -143,8 +162,8 @@ def manifest(tmp_path: Path) -> Manifest:
 
 
 @pytest.fixture
-def spec() -> CacheSpec:
-    return CacheSpec(latents=(LatentSpec(modality=Modality.DEPTH, source="pixels"),), shard_size=5)
+def spec(layout: str) -> CacheSpec:
+    return CacheSpec(latents=(LatentSpec(modality=Modality.DEPTH, source="pixels"),), shard_size=5, layout=layout)
 
 
 @pytest.fixture

@@ -25,9 +25,9 @@ SCRIPT = Path(__file__).with_name("build_process.py")
 
 
 def start_build(
-    manifest: Manifest, store: Path, seconds: float = 0, rank: int = 0, world_size: int = 1
+    manifest: Manifest, store: Path, layout: str, seconds: float = 0, rank: int = 0, world_size: int = 1
 ) -> subprocess.Popen:
-    arguments = [manifest.root / "manifest.parquet", store, seconds, rank, world_size]
+    arguments = [manifest.root / "manifest.parquet", store, seconds, rank, world_size, layout]
     return subprocess.Popen(
         [sys.executable, SCRIPT, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(Path(dla_cache.__file__).parents[1])},
@@ -64,7 +64,7 @@ def test_a_build_killed_at_three_random_moments_ends_as_an_unbroken_one(
     path = tmp_path / "s"
     for kill in range(3):
         before = n_committed(path)
-        process = start_build(manifest, path, seconds=0.1)
+        process = start_build(manifest, path, spec.layout, seconds=0.1)
         while n_committed(path) <= before:
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.005)
@@ -72,7 +72,7 @@ def test_a_build_killed_at_three_random_moments_ends_as_an_unbroken_one(
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert before < n_committed(path) < 15, f"kill {kill} did not fall between the first and the last commit"
-    assert finish(start_build(manifest, path)) == unbroken
+    assert finish(start_build(manifest, path, spec.layout)) == unbroken
     assert verify_store(open_store(path), manifest).problems == ()
 
 
@@ -128,10 +128,11 @@ def test_death_before_any_step_to_disk_loses_nothing_committed(
     assert deaths > 30, "the steps of a build were not watched"
 
 
+@pytest.mark.parametrize("layout", ["zarr"], scope="session")
 def test_ranks_that_build_at_the_same_time_make_one_whole_store(
-    tmp_path: Path, manifest: Manifest, unbroken: str
+    tmp_path: Path, manifest: Manifest, unbroken: str, layout: str
 ) -> None:
-    processes = [start_build(manifest, tmp_path / "s", 0.02, rank, 3) for rank in range(3)]
+    processes = [start_build(manifest, tmp_path / "s", layout, 0.02, rank, 3) for rank in range(3)]
     for process in processes:
         finish(process)
     store = open_store(tmp_path / "s")
@@ -140,9 +141,9 @@ def test_ranks_that_build_at_the_same_time_make_one_whole_store(
 
 
 def test_processes_that_build_the_same_at_the_same_time_do_not_harm_each_other(
-    tmp_path: Path, manifest: Manifest, unbroken: str
+    tmp_path: Path, manifest: Manifest, unbroken: str, layout: str
 ) -> None:
-    processes = [start_build(manifest, tmp_path / "s", 0.02) for _ in range(2)]
+    processes = [start_build(manifest, tmp_path / "s", layout, 0.02) for _ in range(2)]
     assert [finish(process) for process in processes] == [unbroken, unbroken]
     assert verify_store(open_store(tmp_path / "s"), manifest).problems == ()
 

@@ -1,4 +1,4 @@
-"""The store: what is written is read, by us and by stock Zarr; what does not fit is refused."""
+"""The store: what is written is read, whatever its layout; what does not fit is refused."""
 
 import json
 import re
@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,8 +21,9 @@ from dla_cache.errors import (
     StoreError,
 )
 from dla_cache.spec import Modality
-from dla_cache.store import create_store, open_store
+from dla_cache.store import open_store
 from dla_cache.store.rows import RowTable
+from dla_cache.verify import Problem, verify_store
 
 FORMATS = [((3, 2, 2), "float16"), ((4,), "float32"), ((2, 5), "int16"), ((3, 7), "uint8"), ((1, 1, 1), "int32")]
 
@@ -53,52 +53,6 @@ def test_any_rows_in_any_order_read_as_written(
     np.testing.assert_array_equal(read, latents[rows])
 
 
-@pytest.mark.parametrize(("shape", "dtype"), FORMATS)
-@pytest.mark.parametrize("shard_size", [3, 7, 20])
-def test_stock_zarr_reads_the_same_values(
-    tmp_path: Path, made: SimpleNamespace, shape: tuple[int, ...], dtype: str, shard_size: int
-) -> None:
-    recipe = made.recipe(shape, dtype)
-    latents = made.latents(recipe, 7)
-    made.store(tmp_path / "s", recipe, latents, shard_size)
-    array = zarr.open_group(tmp_path / "s", mode="r")["latents/depth"]
-    assert array.dtype == latents.dtype
-    np.testing.assert_array_equal(array[:], latents)
-
-
-def test_stock_zarr_shows_recipe_and_class_map(tmp_path: Path, made: SimpleNamespace) -> None:
-    recipe = made.recipe()
-    create_store(tmp_path / "s", made.rows(7), ["cat", "dog"], 3, {"depth": recipe})
-    group = zarr.open_group(tmp_path / "s", mode="r")
-    told = group.attrs["dla"]
-    assert {name: told[name] for name in ("format", "shard_size", "class_names", "recipes")} == {
-        "format": 2,
-        "shard_size": 3,
-        "class_names": ["cat", "dog"],
-        "recipes": {"depth": recipe.hash},
-    }
-    array = group["latents/depth"]
-    assert array.attrs["dla"] == {"recipe": recipe.model_dump(mode="json"), "recipe_hash": recipe.hash}
-    assert array.metadata.dimension_names == ("image", "channel", "height", "width")
-    assert list(group["latents"].array_keys()) == ["depth"]
-
-
-def test_stock_zarr_notices_a_flipped_byte_through_our_checksums(tmp_path: Path, made: SimpleNamespace) -> None:
-    store = made.store(tmp_path / "s", recipe := made.recipe(), made.latents(recipe, 3), 3)
-    flip_byte(store.shard_path("depth", 0), 5)
-    with pytest.raises(ValueError, match="checksum"):
-        zarr.open_group(tmp_path / "s", mode="r")["latents/depth"][0]
-
-
-def test_the_index_of_a_short_tail_marks_what_is_not_there(tmp_path: Path, made: SimpleNamespace) -> None:
-    store = made.store(tmp_path / "s", recipe := made.recipe(), made.latents(recipe, 4), 3)
-    content = store.shard_path("depth", 1).read_bytes()
-    index = np.frombuffer(content[-(3 * 16 + 4) : -4], "<u8").reshape(3, 2)
-    stride = 3 * 2 * 2 * 2 + 4
-    # Sharding codec of Zarr: offset and size, 2**64 - 1 for a chunk that is absent.
-    assert index.tolist() == [[0, stride], [2**64 - 1] * 2, [2**64 - 1] * 2]
-
-
 def test_all_zero_latents_are_present_and_zero(tmp_path: Path, made: SimpleNamespace) -> None:
     recipe = made.recipe()
     latents = np.zeros((4, 3, 2, 2), np.float16)
@@ -106,12 +60,13 @@ def test_all_zero_latents_are_present_and_zero(tmp_path: Path, made: SimpleNames
     assert store.missing("depth") == []
     np.testing.assert_array_equal(store.read("depth", np.arange(4)), latents)
     size_bytes = sum(record.size_bytes for record in store.committed("depth").values())
-    assert size_bytes == sum(store.shard_path("depth", shard).stat().st_size for shard in (0, 1)) > latents.nbytes
+    files = [path for shard in (0, 1) for path in store.shard_files("depth", shard)]
+    assert size_bytes == sum(path.stat().st_size for path in files) > latents.nbytes
 
 
 def test_rows_that_are_not_committed_are_missing_and_never_zero(tmp_path: Path, made: SimpleNamespace) -> None:
     recipe = made.recipe()
-    store = create_store(tmp_path / "s", made.rows(7), [], 3, {"depth": recipe})
+    store = made.create(tmp_path / "s", made.rows(7), [], 3, {"depth": recipe})
     store.write_shard("depth", store.shards[0], made.latents(recipe, 3), seconds=0, device="cpu")
     assert store.missing("depth") == [1, 2]
     with pytest.raises(MissingLatentError, match=r"shard 1 of `depth`.*`image-3`"):
@@ -140,16 +95,10 @@ def test_rows_beyond_the_table_are_refused(tmp_path: Path, made: SimpleNamespace
 def test_a_reader_sees_what_is_committed_after_it_opened(tmp_path: Path, made: SimpleNamespace) -> None:
     recipe = made.recipe()
     latents = made.latents(recipe, 3)
-    writer = create_store(tmp_path / "s", made.rows(3), [], 3, {"depth": recipe})
+    writer = made.create(tmp_path / "s", made.rows(3), [], 3, {"depth": recipe})
     reader = open_store(tmp_path / "s")
     writer.write_shard("depth", writer.shards[0], latents, seconds=0, device="cpu")
     np.testing.assert_array_equal(reader.read("depth", np.arange(3)), latents)
-
-
-def flip_byte(path: Path, offset: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[offset] ^= 0x40
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +122,7 @@ def flip_byte(path: Path, offset: int) -> None:
 def test_what_is_no_latent_is_refused_with_the_images_named(
     tmp_path: Path, made: SimpleNamespace, latents: np.ndarray, error: type[Exception], fault: str
 ) -> None:
-    store = create_store(tmp_path / "s", made.rows(3), [], 3, {"depth": made.recipe()})
+    store = made.create(tmp_path / "s", made.rows(3), [], 3, {"depth": made.recipe()})
     with pytest.raises(error) as raised:
         store.write_shard("depth", store.shards[0], latents, seconds=0, device="cpu")
     assert re.search(fault, raised.value.message)
@@ -183,7 +132,7 @@ def test_what_is_no_latent_is_refused_with_the_images_named(
 
 @pytest.mark.parametrize("code", [-1, 100, 2**40])
 def test_a_code_outside_the_vocabulary_is_refused(tmp_path: Path, made: SimpleNamespace, code: int) -> None:
-    store = create_store(tmp_path / "s", made.rows(3), [], 3, {"depth": made.recipe((2, 5), "int16")})
+    store = made.create(tmp_path / "s", made.rows(3), [], 3, {"depth": made.recipe((2, 5), "int16")})
     codes = np.zeros((3, 2, 5), np.int64)
     codes[1, 0, 0] = code
     with pytest.raises(NonFiniteLatentError, match=r"outside \[0, 100\) for `image-1`"):
@@ -203,7 +152,7 @@ def test_the_same_spec_shares_a_store(tmp_path: Path, made: SimpleNamespace) -> 
     recipe = made.recipe()
     latents = made.latents(recipe, 7)
     made.store(tmp_path / "s", recipe, latents, 3)
-    shared = create_store(tmp_path / "s", made.rows(7), [], 3, {"depth": recipe})
+    shared = made.create(tmp_path / "s", made.rows(7), [], 3, {"depth": recipe})
     np.testing.assert_array_equal(shared.read("depth", np.arange(7)), latents)
 
 
@@ -231,7 +180,7 @@ def test_another_spec_is_refused_naming_old_and_new(
 
     def create(wanted: dict[str, object]) -> None:
         recipe = made.recipe(dtype=wanted["dtype"], seed=wanted["seed"])
-        create_store(
+        made.create(
             tmp_path / "s", made.rows(wanted["n_rows"]), wanted["class_names"], wanted["shard_size"], {"depth": recipe}
         )
 
@@ -246,29 +195,31 @@ def test_of_different_specs_that_create_a_store_at_the_same_time_one_wins(
 ) -> None:
     def create(shard_size: int) -> int | None:
         try:
-            return create_store(tmp_path / "s", made.rows(7), [], shard_size, {"depth": made.recipe()}).shard_size
+            return made.create(tmp_path / "s", made.rows(7), [], shard_size, {"depth": made.recipe()}).shard_size
         except RecipeMismatchError:
             return None
 
     with ThreadPoolExecutor(8) as pool:
         winners = [shard_size for shard_size in pool.map(create, range(1, 9)) if shard_size is not None]
-    assert winners == [open_store(tmp_path / "s").shard_size]
-    chunks = zarr.open_group(tmp_path / "s", mode="r")["latents/depth"].shards
-    assert chunks[0] == winners[0]
+    store = open_store(tmp_path / "s")
+    assert winners == [store.shard_size]
+    assert verify_store(store).problems == tuple(
+        Problem(f"depth, shard {shard.index}", "not committed: run `dla cache build` again") for shard in store.shards
+    )
 
 
 def test_the_first_row_that_differs_is_named(tmp_path: Path, made: SimpleNamespace) -> None:
-    create_store(tmp_path / "s", made.rows(7), [], 3, {})
+    made.create(tmp_path / "s", made.rows(7), [], 3, {})
     rows = list(made.rows(7))
     rows[4] = type(rows[4])(4, "other", *[getattr(rows[4], name) for name in ("sha256", "split", "label", "uri")])
     with pytest.raises(RecipeMismatchError, match=r"row 4 .*image-4.* → .*other"):
-        create_store(tmp_path / "s", type(made.rows(1))(rows), [], 3, {})
+        made.create(tmp_path / "s", type(made.rows(1))(rows), [], 3, {})
 
 
 def test_a_folder_of_other_things_is_refused(tmp_path: Path, made: SimpleNamespace) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(StoreError, match=r"notes\.txt"):
-        create_store(tmp_path, made.rows(7), [], 3, {})
+        made.create(tmp_path, made.rows(7), [], 3, {})
 
 
 def test_what_is_no_store_is_refused_with_a_hint(tmp_path: Path) -> None:
@@ -279,15 +230,15 @@ def test_what_is_no_store_is_refused_with_a_hint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("other", [1, 3])
 def test_another_format_is_refused_with_a_hint(tmp_path: Path, made: SimpleNamespace, other: int) -> None:
-    create_store(tmp_path / "s", made.rows(7), [], 3, {})
-    path = tmp_path / "s" / "zarr.json"
-    path.write_text(json.dumps({"attributes": {"dla": {"format": other}}}))
+    store = made.create(tmp_path / "s", made.rows(7), [], 3, {})
+    path = tmp_path / "s" / store.metadata.layout.main_file
+    path.write_text(json.dumps({"format": other, "attributes": {"dla": {"format": other}}}))
     with pytest.raises(StoreError, match=rf"format `{other}`, this dla reads `2`\nhint: upgrade"):
         open_store(tmp_path / "s")
 
 
 def test_a_changed_label_is_noticed_without_a_manifest(tmp_path: Path, made: SimpleNamespace) -> None:
-    create_store(tmp_path / "s", made.rows(7), [], 3, {"depth": made.recipe()})
+    made.create(tmp_path / "s", made.rows(7), [], 3, {"depth": made.recipe()})
     other = RowTable([replace(image, label=1 if image.row == 4 else None) for image in made.rows(7)])
     (tmp_path / "s" / "rows.parquet").write_bytes(other.to_parquet())
     with pytest.raises(StoreError, match=r"row table `rows\.parquet` .*not the one that was written\nhint: "):
@@ -295,47 +246,81 @@ def test_a_changed_label_is_noticed_without_a_manifest(tmp_path: Path, made: Sim
 
 
 @pytest.mark.parametrize(
-    ("name", "old", "new", "fault"),
-    [
-        ("zarr.json", '"cat"', '"dog"', "class map"),
-        ("zarr.json", '"shard_size": 3', '"shard_size": 4', "another setting"),
-        ("latents/depth/zarr.json", '"seed": 0', '"seed": 1', "recipe of `depth`"),
-    ],
+    ("old", "new"),
+    [('"cat"', '"dog"'), ('"shard_size": 3', '"shard_size": 4'), ('"seed": 0', '"seed": 1')],
 )
-def test_changed_metadata_is_noticed(
-    tmp_path: Path, made: SimpleNamespace, name: str, old: str, new: str, fault: str
-) -> None:
-    create_store(tmp_path / "s", made.rows(7), ["cat"], 3, {"depth": made.recipe()})
-    path = tmp_path / "s" / name
+def test_changed_metadata_is_noticed(tmp_path: Path, made: SimpleNamespace, old: str, new: str) -> None:
+    made.create(tmp_path / "s", made.rows(7), ["cat"], 3, {"depth": made.recipe()})
+    (path,) = [path for path in (tmp_path / "s").rglob("*.json") if old in path.read_text()]
     assert path.read_text().count(old) == 1
     path.write_text(path.read_text().replace(old, new))
-    with pytest.raises(StoreError, match=rf"{fault}.* is not the one that was written\nhint: "):
+    with pytest.raises(StoreError, match=r"is not the one that was written\nhint: "):
         open_store(tmp_path / "s")
 
 
 def test_a_row_table_that_another_version_of_parquet_wrote_is_kept(tmp_path: Path, made: SimpleNamespace) -> None:
-    create_store(tmp_path / "s", made.rows(7), [], 3, {})
+    made.create(tmp_path / "s", made.rows(7), [], 3, {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RowTable, "to_parquet", lambda _: b"other bytes of the same rows")
-        create_store(tmp_path / "s", made.rows(7), [], 3, {"depth": made.recipe()})
+        made.create(tmp_path / "s", made.rows(7), [], 3, {"depth": made.recipe()})
     assert open_store(tmp_path / "s").modalities == ("depth",)
 
 
 def test_a_store_that_lost_its_metadata_is_not_taken_for_a_new_one(tmp_path: Path, made: SimpleNamespace) -> None:
     recipe = made.recipe()
     store = made.store(tmp_path / "s", recipe, made.latents(recipe, 7), 3)
-    (store.path / "zarr.json").unlink()
-    with pytest.raises(StoreError, match=r"commit records but has lost its `zarr\.json`\nhint: "):
-        create_store(store.path, made.rows(7), [], 3, {"depth": made.recipe(seed=1)})
+    main_file = store.metadata.layout.main_file
+    (store.path / main_file).unlink()
+    with pytest.raises(StoreError, match=rf"commit records but has lost its `{main_file}`\nhint: "):
+        made.create(store.path, made.rows(7), [], 3, {"depth": made.recipe(seed=1)})
 
 
-@pytest.mark.parametrize("name", ["zarr.json", "rows.parquet", "latents/depth/zarr.json"])
-def test_damaged_metadata_is_one_error(tmp_path: Path, made: SimpleNamespace, name: str) -> None:
-    create_store(tmp_path / "s", made.rows(7), [], 3, {"depth": made.recipe()})
-    path = tmp_path / "s" / name
-    path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(StoreError, match=r"damaged|no row table"):
-        open_store(tmp_path / "s")
+def test_damaged_metadata_is_one_error(tmp_path: Path, made: SimpleNamespace) -> None:
+    store = made.create(tmp_path / "s", made.rows(7), [], 3, {"depth": made.recipe()})
+    read = [store.path / "rows.parquet", *store.path.glob("*.json"), *store.path.glob("latents/depth/*.json")]
+    for path in read:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-30])
+        with pytest.raises(StoreError, match=r"damaged|not the one that was written"):
+            open_store(tmp_path / "s")
+        path.write_bytes(whole)
+    open_store(tmp_path / "s")
+
+
+def test_a_folder_with_the_metadata_of_two_layouts_is_refused(tmp_path: Path, made: SimpleNamespace) -> None:
+    store = made.create(tmp_path / "s", made.rows(7), [], 3, {"depth": made.recipe()})
+    for name in ("zarr.json", "dla.json"):
+        (store.path / name).touch()
+    with pytest.raises(StoreError, match=r"has both `zarr\.json` and `dla\.json`\nhint: "):
+        open_store(store.path)
+
+
+def test_a_modality_that_would_lead_out_of_the_store_is_refused(tmp_path: Path, made: SimpleNamespace) -> None:
+    recipe = made.recipe()
+    store = made.create(tmp_path / "s", made.rows(7), [], 3, {"depth": recipe})
+    layout, facts = (
+        store.metadata.layout,
+        store.metadata.settings | {"rows_sha256": made.sha256(store.path / "rows.parquet")},
+    )
+    (store.path / layout.main_file).write_text(
+        json.dumps(layout.metadata_files(facts, {"../../depth": recipe}, 7)[layout.main_file])
+    )
+    with pytest.raises(StoreError, match=r"damaged: '\.\./\.\./depth' is not a valid Modality"):
+        open_store(store.path)
+
+
+def test_who_names_no_layout_joins_the_one_there_is(tmp_path: Path, made: SimpleNamespace, layout: str) -> None:
+    made.create(tmp_path / "s", made.rows(7), [], 3, {"depth": made.recipe()})
+    joined = made.create(tmp_path / "s", made.rows(7), [], 3, {}, layout=None)
+    assert (joined.layout_name, joined.modalities) == (layout, ("depth",))
+    assert made.create(tmp_path / "t", made.rows(7), [], 3, {}, layout=None).layout_name == "zarr"
+
+
+def test_another_layout_is_refused_naming_old_and_new(tmp_path: Path, made: SimpleNamespace, layout: str) -> None:
+    made.create(tmp_path / "s", made.rows(7), [], 3, {"depth": made.recipe()})
+    other = {"zarr": "webdataset", "webdataset": "zarr"}[layout]
+    with pytest.raises(RecipeMismatchError, match=f"`layout` `{layout}` → `{other}`"):
+        made.create(tmp_path / "s", made.rows(7), [], 3, {"depth": made.recipe()}, layout=other)
 
 
 def test_no_path_of_this_machine_is_in_a_store(tmp_path: Path, made: SimpleNamespace) -> None:
@@ -346,7 +331,7 @@ def test_no_path_of_this_machine_is_in_a_store(tmp_path: Path, made: SimpleNames
 
 
 def test_an_empty_split_is_named(tmp_path: Path, made: SimpleNamespace) -> None:
-    store = create_store(tmp_path / "s", made.rows(7), [], 3, {})
+    store = made.create(tmp_path / "s", made.rows(7), [], 3, {})
     assert store.rows_of(["test"]).tolist() == [1, 3, 5]
     with pytest.raises(StoreError, match=r"`holdout`\nhint: its splits are `test`, `train`"):
         store.rows_of(["test", "holdout"])

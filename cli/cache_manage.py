@@ -1,0 +1,161 @@
+"""`dla cache`: take images out of stores; list, measure, tidy and remove stores."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.render import ProgressReporter, print_table
+from dla_cache.errors import StoreError, name_some
+
+if TYPE_CHECKING:
+    from dla_cache.housekeeping import Removed
+
+StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+SHOWN_FILES = 10
+
+
+def takedown_command(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE", help="Folders of stores.")],
+    ids: Annotated[
+        list[str], typer.Option("--ids", metavar="FILE|ID", help="An image ID, or a file with one a line; repeatable.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove images by ID, with latents and bytes, and check that they are gone. Run it again to finish."""
+    from dla_cache.takedown import take_down
+
+    image_ids = _read_ids(ids)
+    with ProgressReporter("takedown", "shards") as reporter:
+        reports = take_down(stores, image_ids, dry_run=dry_run, on_progress=reporter.update)
+    if as_json:
+        typer.echo(json.dumps({"dry_run": dry_run, "stores": [asdict(report) for report in reports]}))
+        return
+    would = "would be " if dry_run else ""
+    for report in reports:
+        typer.echo(f"store         {report.store}")
+        named = f": {name_some(report.removed)}" if report.removed else ""
+        typer.echo(f"{'removed':<13} {would}{len(report.removed)} images{named}")
+        if report.already:
+            typer.echo(f"before        {len(report.already)} were removed already: {name_some(report.already)}")
+        typer.echo(f"rewritten     {would}{report.shards_rewritten} shards")
+        if not dry_run:
+            typer.echo(f"checked       {report.bytes_read / 1e6:.1f} MB: no trace of them")
+            typer.echo(f"content hash  {report.content_hash or 'none: shards are missing'}")
+
+
+def _read_ids(given: Sequence[str]) -> list[str]:
+    image_ids: list[str] = []
+    for text in given:
+        if not Path(text).is_file():
+            image_ids.append(text)
+            continue
+        try:
+            lines = Path(text).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise StoreError(
+                f"`{text}` cannot be read: {error}", hint="a text file with one image ID a line"
+            ) from error
+        image_ids += [line.strip() for line in lines if line.strip()]
+    if not image_ids:
+        raise typer.BadParameter("it names no image", param_hint="--ids")
+    return image_ids
+
+
+def ls_command(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="FOLDER", help="Where to look, and below; here if not given.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the stores below folders: what they hold, whether they are complete, and their size."""
+    from dla_cache.housekeeping import describe_entry, find_stores
+
+    entries = [describe_entry(path) for path in find_stores(folders or [Path()])]
+    if as_json:
+        typer.echo(json.dumps([asdict(entry) for entry in entries]))
+        return
+    print_table(
+        ["store", "layout", "holds", "images", "complete", "MB", "content hash"],
+        [
+            [
+                entry.path,
+                entry.layout or "-",
+                ", ".join([*entry.modalities, *(["images"] if entry.has_images else [])]) or "-",
+                "-" if entry.fault else entry.images,
+                "DAMAGED" if entry.fault else "yes" if entry.is_complete else "no",
+                f"{entry.size_bytes / 1e6:.1f}",
+                (entry.content_hash or "-")[:16],
+            ]
+            for entry in entries
+        ],
+    )
+    for entry in entries:
+        if entry.fault:
+            typer.echo(f"{entry.path}: {entry.fault}", err=True)
+    if not entries:
+        typer.echo("no store", err=True)
+
+
+def du_command(store_path: StorePath, as_json: AsJson = False) -> None:
+    """Show what the bytes of a store are for."""
+    from dla_cache.housekeeping import measure_usage
+    from dla_cache.store import open_store
+
+    usage = measure_usage(open_store(store_path))
+    if as_json:
+        typer.echo(json.dumps({**asdict(usage), "total": usage.total}))
+        return
+    parts = {**usage.series, "records": usage.records, "table, card": usage.rest, "leftovers": usage.leftovers}
+    print_table(["what", "bytes", "MB"], [[what, size, f"{size / 1e6:.1f}"] for what, size in parts.items()])
+    typer.echo(f"total         {usage.total} bytes, {usage.total / 1e6:.1f} MB")
+    if usage.leftovers:
+        typer.echo(f"`dla cache prune {store_path}` removes the leftovers", err=True)
+
+
+def prune_command(
+    store_path: StorePath,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what killed processes left: temporary files, and shards that no record vouches for."""
+    from dla_cache.housekeeping import prune_store
+    from dla_cache.store import open_store
+
+    _show_removed(prune_store(open_store(store_path), dry_run=dry_run), dry_run, as_json)
+
+
+def rm_command(
+    store_path: StorePath,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it nothing is removed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove a store with all it holds; a folder that is no store, or holds other things, is refused."""
+    from dla_cache.housekeeping import remove_store
+
+    if not yes and not dry_run:
+        doomed = remove_store(store_path, dry_run=True)
+        raise StoreError(
+            f"`{store_path}` would be removed: {len(doomed.files)} files, {doomed.size_bytes / 1e6:.1f} MB",
+            hint="`--yes` removes it, `--dry-run` shows the files",
+        )
+    _show_removed(remove_store(store_path, dry_run=dry_run), dry_run, as_json)
+
+
+def _show_removed(removed: "Removed", dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"dry_run": dry_run, **asdict(removed)}))
+        return
+    for name in removed.files[:SHOWN_FILES]:
+        typer.echo(name)
+    if len(removed.files) > SHOWN_FILES:
+        typer.echo(f"and {len(removed.files) - SHOWN_FILES} more")
+    what = "would be removed" if dry_run else "removed"
+    typer.echo(f"{what}: {len(removed.files)} files, {removed.size_bytes / 1e6:.1f} MB")

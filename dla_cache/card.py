@@ -1,0 +1,209 @@
+"""The cache card: README.md inside a store, for somebody who finds the folder and knows nothing of dla.
+
+A function of what the store holds and of nothing else, neither time nor place, so that copies have equal cards.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dla_cache.describe import describe_modality, describe_store
+from dla_cache.durable import locked_folder, write_durably, writing_to
+from dla_cache.sources import SOURCES
+from dla_cache.spec import Recipe
+from dla_cache.store import LatentStore
+from dla_cache.store.parts import CARD
+
+LICENCE_UNKNOWN = "not stated: ask whoever made it"
+
+READING = {
+    "zarr": """\
+import pyarrow.parquet
+import zarr
+
+rows = pyarrow.parquet.read_table("rows.parquet").to_pylist()
+latents = zarr.open_array("latents/{modality}", mode="r")
+for row in rows[:3]:
+    if not row["removed"]:
+        latent = latents[row["row"]]
+        print(row["image_id"], row["split"], row["label"], latent.shape, latent.dtype)
+""",
+    "webdataset": """\
+import io, pathlib, tarfile
+import numpy
+
+for shard in sorted(pathlib.Path("{modality}").glob("*.tar"))[:1]:
+    with tarfile.open(shard) as tar:
+        for member in list(tar)[:3]:
+            image_id = member.name.partition(".")[0]
+            latent = numpy.load(io.BytesIO(tar.extractfile(member).read()))
+            print(image_id, latent.shape, latent.dtype)
+""",
+}
+"""By layout: what runs in the store's folder and shows three images."""
+
+
+def write_card(store: LatentStore) -> Path:
+    """Writes the card of a store into it, or leaves it alone where it says the same already; its path.
+
+    Raises:
+        StoreError: if the store cannot be written, or its records are damaged.
+    """
+    path = store.path / CARD
+    content = card_text(store).encode()
+    with writing_to(store.path):
+        # A finished store may lie on a read-only disk and still be "built" again.
+        if not (path.is_file() and path.read_bytes() == content):
+            with locked_folder(store.path):  # ranks end at the same time
+                write_durably(path, content)
+    return path
+
+
+def card_text(store: LatentStore) -> str:
+    """The card as Markdown."""
+    sections = [_title(store), _modalities(store), _images(store), _sources(store), _statistics(store)]
+    return "\n".join([*sections, _making(store), _reading(store), _verifying(store)])
+
+
+def _title(store: LatentStore) -> str:
+    names = ", ".join(store.modalities)
+    return (
+        f"# Undecoded latents of {len(store.rows_of())} images: {names}\n\n"
+        "For each image what a generator made of it, stopped before its decoder: raw numbers as the source put them\n"
+        "out, not standardised, in the order of `rows.parquet`. Made to train models that see the image alone.\n"
+    )
+
+
+def _modalities(store: LatentStore) -> str:
+    state = describe_store(store)
+    rows = []
+    for part in state.modalities:
+        latent = store.recipe(part.modality).format
+        shape = " x ".join(str(side) for side in latent.shape)
+        codes = f", codes below {latent.vocabulary}" if latent.vocabulary is not None else ""
+        stored = f"{part.images} of {state.images}" if part.shards_missing else str(part.images)
+        axes = ", ".join(latent.axes)
+        rows.append([part.modality, shape, axes, f"{latent.dtype}{codes}", stored, str(part.size_bytes)])
+    lines = ["## What is in it", "", *_table(["modality", "shape", "axes", "dtype", "images", "bytes"], rows), ""]
+    lines.append(f"Content hash: {f'`{state.content_hash}`' if state.content_hash else 'none yet, shards are missing'}")
+    return "\n".join([*lines, ""])
+
+
+def _images(store: LatentStore) -> str:
+    images = [image for image in store.rows if not image.removed]
+    rows = []
+    for split in sorted(store.rows.splits):
+        members = [image for image in images if image.split == split]
+        n_unlabelled = sum(image.label is None for image in members)
+        rows.append([_plain(split), str(len(members)), str(n_unlabelled)])
+    lines = ["## Images", "", *_table(["split", "images", "of them unlabelled"], rows), ""]
+    n_removed = len(store.rows) - len(images)
+    if n_removed:
+        lines += [f"{n_removed} images were removed after the store was made; their rows are empty.", ""]
+    if store.class_names:
+        named = ", ".join(f"{label} {_plain(name)}" for label, name in enumerate(store.class_names))
+        lines += [f"{len(store.class_names)} classes, by label: {named}.", ""]
+    held = "lie in the store, too" if store.has_images else "are not in the store"
+    return "\n".join([*lines, f"The images themselves {held}.", ""])
+
+
+def _sources(store: LatentStore) -> str:
+    lines = ["## Sources", ""]
+    for modality in store.modalities:
+        recipe = store.recipe(modality)
+        entry = SOURCES.get(recipe.source)
+        facts = {
+            "source": _plain(recipe.source),
+            "what": entry.summary if entry else "",
+            "note": f"**{entry.note}**" if entry and entry.note else "",
+            "licence": str(getattr(entry, "licence", "")) or LICENCE_UNKNOWN,
+            "parameters": _plain(json.dumps(recipe.parameters, sort_keys=True)) if recipe.parameters else "none",
+            "seed": str(recipe.seed),
+            "sees the image as": "" if is_imported(recipe) else f"a square of {recipe.source_view_size} pixels",
+            "weights (sha256)": f"`{recipe.weights_sha256}`" if recipe.weights_sha256 else "none",
+            "recipe (sha256)": f"`{recipe.hash}`",
+            "space": _plain(recipe.format.space),
+        }
+        lines += [f"### {modality}", "", *(f"- {name}: {text}" for name, text in facts.items() if text), ""]
+    lines += ["The images' licence: not stated; the latents are derived from them, so ask whoever made the store.", ""]
+    return "\n".join(lines)
+
+
+def _statistics(store: LatentStore) -> str:
+    rows = []
+    for modality in store.modalities:
+        for split, moments in describe_modality(store, modality).statistics.items():
+            rows.append(
+                [
+                    modality,
+                    _plain(split),
+                    str(moments["count"]),
+                    *(_range(moments[name]) for name in ("mean", "std")),
+                    f"{min(moments['minimum']):.4g}",
+                    f"{max(moments['maximum']):.4g}",
+                ]
+            )
+    headers = ["modality", "split", "images", "mean by channel", "std by channel", "minimum", "maximum"]
+    remark = "Standardise with those of the training splits, never with those of the test images."
+    return "\n".join(["## Statistics", "", *_table(headers, rows), "", remark, ""])
+
+
+def _making(store: LatentStore) -> str:
+    recipes = [store.recipe(modality) for modality in store.modalities]
+    built = [recipe for recipe in recipes if not is_imported(recipe)]
+    lines = ["## How it was made", ""]
+    if built:
+        spec = yaml.safe_dump(_spec(store, built), sort_keys=False, allow_unicode=True).rstrip()
+        lines += ["With `dla cache build` from this spec:", "", "```yaml", spec, "```", ""]
+    for recipe in recipes:
+        if is_imported(recipe):
+            lines += [f"{recipe.modality.value}: with `dla cache import`, from files that somebody else made.", ""]
+    return "\n".join(lines)
+
+
+def _spec(store: LatentStore, recipes: Sequence[Recipe]) -> dict[str, Any]:
+    entries = []
+    for recipe in recipes:
+        entry: dict[str, Any] = {"modality": recipe.modality.value, "source": recipe.source}
+        if recipe.parameters:
+            entry["parameters"] = dict(sorted(recipe.parameters.items()))
+        entry["seed"] = recipe.seed
+        if recipe.format.kind == "continuous":
+            entry["dtype"] = recipe.format.dtype
+        entries.append(entry)
+    return {"latents": entries, "shard_size": store.shard_size, "layout": store.metadata.layout.name}
+
+
+def _reading(store: LatentStore) -> str:
+    code = READING[store.metadata.layout.name].format(modality=store.modalities[0])
+    return "\n".join(["## Read it without dla", "", "In this folder:", "", "```python", code.rstrip(), "```", ""])
+
+
+def _verifying(store: LatentStore) -> str:
+    return (
+        "## Verify it\n\n"
+        "`dla cache verify` with this folder reads every byte, checks it against its checksums and recomputes the\n"
+        "content hash: the SHA-256 of image IDs, latents and recipes, whatever the layout.\n"
+    )
+
+
+def is_imported(recipe: Recipe) -> bool:
+    """Whether latents came ready-made, so that no source can compute them again."""
+    return recipe.source.startswith("import:")
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.4g} to {max(values):.4g}" if len(values) > 1 else f"{values[0]:.4g}"
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in [headers, ["---"] * len(headers), *rows]]
+
+
+def _plain(text: str) -> str:
+    """A name as Markdown shows it letter by letter: it may hold a line break, a bar or a tag."""
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return "".join(f"\\{character}" if character in "\\`*_[]<>|#" else character for character in printable)

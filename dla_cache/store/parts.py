@@ -1,0 +1,10 @@
+"""Names in a store's folder that are the same in every layout and belong to no series."""
+
+CARD = "README.md"
+"""The cache card, for people; it decides nothing."""
+
+UNFINISHED = "takedown.json"
+"""What a removal of images still has to do; see `dla_cache.takedown`."""
+
+STAGING = ".takedown"
+"""Folder of what such a removal has read and not yet written back."""

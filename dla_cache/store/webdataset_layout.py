@@ -1,0 +1,133 @@
+"""The WebDataset layout: a series of tars for each modality and one for the images, joined by image ID.
+
+Members are `<image ID>.depth.npy` and `<image ID>.jpg`, so that stock readers find the ID as the key. The index
+beside a tar makes any sample a random read; it is ours, and stock readers never ask for it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dla_cache.spec import LatentFormat, Modality, Recipe
+from dla_cache.store.index import IndexedShard, encode_index, parse_index
+from dla_cache.store.layout import IMAGES, crc32c_of_rows, payload_bytes, read_json, sealed, stored_dtype
+from dla_cache.store.tar_bytes import BLOCK_BYTES, encode_tar, image_suffix
+
+NPY_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TarShard:
+    """Members of one size in a tar, each at the beginning of a block."""
+
+    windows: NDArray[np.uint8]
+    """Whatever `member` bytes begin at each block, [n_blocks, member]: a view, so that a batch is one gather."""
+    entries: NDArray[np.void]
+    header_bytes: int
+    """Of a member, before the payload."""
+
+    def gather(self, local: NDArray[np.int64]) -> tuple[NDArray[np.uint8], list[int]]:
+        chosen = self.entries[local]
+        members = self.windows[(chosen["offset"] // BLOCK_BYTES).astype(np.int64)]
+        damaged = np.flatnonzero(crc32c_of_rows(members) != chosen["crc32c"])
+        return members[:, self.header_bytes :], damaged.tolist()
+
+
+@dataclass(frozen=True, slots=True)
+class LatentTars:
+    """The shards of one modality: `.npy` files in tars."""
+
+    modality: str
+    npy_header: bytes
+    payload_bytes: int
+
+    def files(self, shard: int) -> tuple[str, ...]:
+        return _tar_files(self.modality, shard)
+
+    def encode(self, image_ids: Sequence[str], payloads: Sequence[bytes | None]) -> tuple[bytes, ...]:
+        names = [f"{image_id}.{self.modality}.npy" for image_id in image_ids]
+        return _encode(names, [None if payload is None else self.npy_header + payload for payload in payloads])
+
+    def open(self, contents: Sequence[Any], n_rows: int) -> TarShard:
+        tar, index = contents
+        entries = parse_index(index, n_rows, len(tar))
+        member = len(self.npy_header) + self.payload_bytes
+        if not np.isin(entries["size"], (member, 0)).all() or (entries["offset"] % BLOCK_BYTES).any():
+            raise ValueError("its index is not that of such samples")
+        n_windows = max((len(tar) - member) // BLOCK_BYTES + 1, 0)
+        windows = np.lib.stride_tricks.as_strided(
+            np.frombuffer(tar, np.uint8), (n_windows, member), (BLOCK_BYTES, 1), writeable=False
+        )
+        return TarShard(windows, entries, len(self.npy_header))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTars:
+    """The images' own bytes: `.jpg`, `.png` and other files in tars."""
+
+    def files(self, shard: int) -> tuple[str, ...]:
+        return _tar_files(IMAGES, shard)
+
+    def encode(self, image_ids: Sequence[str], payloads: Sequence[bytes | None]) -> tuple[bytes, ...]:
+        pairs = zip(image_ids, payloads, strict=True)
+        return _encode([f"{image_id}.{image_suffix(payload or b'')}" for image_id, payload in pairs], payloads)
+
+    def open(self, contents: Sequence[Any], n_rows: int) -> IndexedShard:
+        tar, index = contents
+        return IndexedShard(tar, parse_index(index, n_rows, len(tar)))
+
+
+class WebDatasetLayout:
+    """Tars, and `dla.json`, which says what the store is."""
+
+    name = "webdataset"
+    main_file = "dla.json"
+    parts = frozenset({"dla.json", "rows.parquet", "commits", IMAGES, *(modality.value for modality in Modality)})
+
+    def latents(self, recipe: Recipe, shard_size: int) -> LatentTars:
+        return LatentTars(recipe.modality.value, npy_header(recipe.format), payload_bytes(recipe.format))
+
+    def images(self) -> ImageTars:
+        return ImageTars()
+
+    def metadata_files(
+        self, facts: Mapping[str, Any], recipes: Mapping[str, Recipe], n_rows: int
+    ) -> dict[str, dict[str, Any]]:
+        dumped = {modality: recipe.model_dump(mode="json") for modality, recipe in recipes.items()}
+        return {self.main_file: sealed({**facts, "layout": self.name, "recipes": dumped})}
+
+    def read_attributes(self, store: Path) -> dict[str, Any]:
+        attributes: dict[str, Any] = read_json(store / self.main_file)
+        return attributes
+
+    def read_recipes(self, store: Path, attributes: Mapping[str, Any]) -> dict[str, Recipe]:
+        return {modality: Recipe.model_validate(recipe) for modality, recipe in attributes["recipes"].items()}
+
+
+def npy_header(latent: LatentFormat) -> bytes:
+    """What stands before the numbers of one sample in a `.npy` file.
+
+    Not numpy's own: that of one version of numpy need not be that of another.
+
+    Source: NumPy Enhancement Proposal 1, format version 1.0.
+    """
+    shape = ", ".join(str(size) for size in latent.shape) + ("," if len(latent.shape) == 1 else "")
+    text = f"{{'descr': '{stored_dtype(latent).str}', 'fortran_order': False, 'shape': ({shape}), }}"
+    size = -(-(10 + len(text) + 1) // NPY_ALIGNMENT) * NPY_ALIGNMENT
+    return b"\x93NUMPY\x01\x00" + (size - 10).to_bytes(2, "little") + text.ljust(size - 11).encode() + b"\n"
+
+
+def _tar_files(series: str, shard: int) -> tuple[str, ...]:
+    return f"{series}/{series}-{shard:06d}.tar", f"{series}/{series}-{shard:06d}.index"
+
+
+def _encode(names: Sequence[str], members: Sequence[bytes | None]) -> tuple[bytes, ...]:
+    kept = [(name, member) for name, member in zip(names, members, strict=True) if member is not None]
+    tar, starts = encode_tar([name for name, _ in kept], [member for _, member in kept])
+    following = iter(starts)
+    offsets = [0 if member is None else next(following) for member in members]
+    return tar, encode_index(offsets, [member or b"" for member in members])

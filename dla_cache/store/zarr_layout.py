@@ -1,0 +1,162 @@
+"""The Zarr layout: each modality a plain Zarr v3 array, one file a shard, that any Zarr client reads.
+
+A shard of latents is one file: a record a sample (payload, then its CRC32C) at a fixed stride, then the index
+that Zarr's sharding codec asks for. A reader that knows the stride needs no index to find a sample. Image bytes,
+which are no array, lie in blobs with an index beside.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dla_cache.spec import Recipe
+from dla_cache.store.index import BlobLayout
+from dla_cache.store.layout import (
+    CRC_BYTES,
+    IMAGES,
+    crc32c_of_rows,
+    not_as_written,
+    payload_bytes,
+    read_json,
+    sealed,
+    with_crc32c,
+)
+
+INTACT = 0x48674BC7
+"""CRC32C of any bytes followed by their own CRC32C, little endian: a property of the polynomial."""
+
+ABSENT = 2**64 - 1
+"""Offset and size, in a Zarr shard index, of a chunk that is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class StridedShard:
+    """Records [n, stride] in a file, each a payload and its CRC32C."""
+
+    records: NDArray[np.uint8]
+
+    def gather(self, local: NDArray[np.int64]) -> tuple[NDArray[np.uint8], list[int]]:
+        records = self.records.take(local, axis=0)
+        # One call a record over payload and checksum together: no slicing, no comparison in Python of bytes to bytes.
+        damaged = np.flatnonzero(crc32c_of_rows(records) != INTACT)
+        return records[:, :-CRC_BYTES], damaged.tolist()
+
+
+@dataclass(frozen=True, slots=True)
+class ZarrShards:
+    """The shards of one modality's array."""
+
+    modality: str
+    n_axes: int
+    payload_bytes: int
+    shard_size: int
+
+    @property
+    def stride(self) -> int:
+        """Bytes from one record to the next."""
+        return self.payload_bytes + CRC_BYTES
+
+    def files(self, shard: int) -> tuple[str, ...]:
+        """One flat folder, because nested chunk folders would cost several inodes a shard."""
+        chunk = ".".join(["c", str(shard), *["0"] * self.n_axes])
+        return (f"latents/{self.modality}/{chunk}",)
+
+    def index(self, n_rows: int) -> bytes:
+        """The shard index of `n_rows` samples.
+
+        Source: zarr-specs, "Sharding codec", version 1.0: per inner chunk offset and size as
+        uint64, both 2**64 - 1 where there is none; its own CRC32C after it.
+        """
+        entries = np.full((self.shard_size, 2), ABSENT, "<u8")
+        entries[:n_rows, 0] = np.arange(n_rows) * self.stride
+        entries[:n_rows, 1] = self.stride
+        return with_crc32c(entries.tobytes())
+
+    def encode(self, image_ids: Sequence[str], payloads: Sequence[bytes | None]) -> tuple[bytes, ...]:
+        blank = bytes(self.payload_bytes)  # a removed image's: the stride stays
+        records = [with_crc32c(blank if payload is None else payload) for payload in payloads]
+        return (b"".join(records) + self.index(len(payloads)),)
+
+    def open(self, contents: Sequence[Any], n_rows: int) -> StridedShard:
+        (content,) = contents
+        index = self.index(n_rows)
+        end = n_rows * self.stride
+        if len(content) != end + len(index):
+            raise ValueError(f"it has {len(content)} bytes, {n_rows} samples make {end + len(index)}")
+        if content[end:] != index:
+            raise ValueError("its index is damaged")
+        return StridedShard(np.frombuffer(content, np.uint8, count=end).reshape(n_rows, self.stride))
+
+
+class ZarrLayout:
+    """A Zarr v3 group; its attributes say what the store is."""
+
+    name = "zarr"
+    main_file = "zarr.json"
+    parts = frozenset({"zarr.json", "rows.parquet", "latents", "images", "commits"})
+
+    def latents(self, recipe: Recipe, shard_size: int) -> ZarrShards:
+        latent = recipe.format
+        return ZarrShards(recipe.modality.value, len(latent.shape), payload_bytes(latent), shard_size)
+
+    def images(self) -> BlobLayout:
+        return BlobLayout(IMAGES)
+
+    def metadata_files(
+        self, facts: Mapping[str, Any], recipes: Mapping[str, Recipe], n_rows: int
+    ) -> dict[str, dict[str, Any]]:
+        arrays = {
+            f"latents/{modality}/zarr.json": _array_metadata(recipe, n_rows, facts["shard_size"])
+            for modality, recipe in recipes.items()
+        }
+        attributes = sealed({**facts, "recipes": {modality: recipe.hash for modality, recipe in recipes.items()}})
+        return {**arrays, "latents/zarr.json": _group_metadata({}), "zarr.json": _group_metadata({"dla": attributes})}
+
+    def read_attributes(self, store: Path) -> dict[str, Any]:
+        attributes: dict[str, Any] = read_json(store / "zarr.json")["attributes"]["dla"]
+        return attributes
+
+    def read_recipes(self, store: Path, attributes: Mapping[str, Any]) -> dict[str, Recipe]:
+        # A recipe stands in its array's attributes and nowhere else, so that two copies cannot disagree.
+        recipes = {}
+        for modality, recipe_hash in attributes["recipes"].items():
+            array = read_json(store / "latents" / modality / "zarr.json")
+            recipes[modality] = Recipe.model_validate(array["attributes"]["dla"]["recipe"])
+            if recipes[modality].hash != recipe_hash:
+                raise not_as_written(store, f"recipe of `{modality}`")
+        return recipes
+
+
+def _group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+
+def _array_metadata(recipe: Recipe, n_rows: int, shard_size: int) -> dict[str, Any]:
+    """`zarr.json` of one modality: a plain Zarr v3 array [n_rows, *shape], its recipe as attribute.
+
+    Source: zarr-specs, Zarr core 3.1 and "Sharding codec" 1.0.
+    """
+    latent = recipe.format
+    plain = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    sharding = {
+        "chunk_shape": [1, *latent.shape],
+        "codecs": plain,
+        "index_codecs": plain,
+        "index_location": "end",
+    }
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [n_rows, *latent.shape],
+        "data_type": latent.dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard_size, *latent.shape]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": 0.0 if latent.kind == "continuous" else 0,
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        "dimension_names": ["image", *latent.axes],
+        "attributes": {"dla": {"recipe": recipe.model_dump(mode="json"), "recipe_hash": recipe.hash}},
+    }
