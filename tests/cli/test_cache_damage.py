@@ -9,6 +9,7 @@ import dla_cache.sources
 from dla_cache.spec import LatentFormat, Recipe
 
 PATHS = [
+    "README.md",
     "commits",
     "commits/depth",
     "commits/depth/consolidated-*.parquet",

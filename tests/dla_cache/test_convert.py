@@ -19,6 +19,7 @@ from dla_cache.manifest import Manifest
 from dla_cache.spec import CacheSpec
 from dla_cache.store import LatentStore, open_store
 from dla_cache.store.exchange import convert_store
+from dla_cache.store.parts import CARD
 from dla_cache.verify import verify_store
 
 OTHER = {"zarr": "webdataset", "webdataset": "zarr"}
@@ -48,7 +49,7 @@ def test_there_and_back_every_byte_and_record_is_the_same(
             assert after.model_dump(exclude=files) == before.model_dump(exclude=files)
     convert_store(other, tmp_path / "back", layout)
     for path in store.path.rglob("*"):
-        if path.is_file():
+        if path.is_file() and path.name != CARD:
             assert (tmp_path / "back" / path.relative_to(store.path)).read_bytes() == path.read_bytes()
 
 

@@ -165,7 +165,7 @@ def test_a_value_out_of_bounds_is_refused(fields, fault):
         resolve(**fields)
 
 
-@pytest.mark.parametrize("name", ["store", "images", "output"])
+@pytest.mark.parametrize("name", ["store", "output"])
 def test_a_run_without_a_place_is_refused(name):
     with pytest.raises(SpecError, match=f"`{name}`: Field required"):
         resolve_run({"kind": "probe", **{k: v for k, v in PLACES.items() if k != name}}, base=Path(), where="run.yaml")
