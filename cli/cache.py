@@ -1,9 +1,10 @@
 """`dla cache`: fill a store, and see what it holds."""
 
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -35,9 +36,15 @@ def group() -> None:
 
 @app.command()
 def build(
-    spec_path: Annotated[Path, typer.Argument(metavar="SPEC", help="Cache spec, a YAML file.")],
     manifest_path: Annotated[Path, typer.Option("--manifest", help="Image list, a Parquet file.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the store; made if absent.")],
+    spec_path: Annotated[Path | None, typer.Argument(metavar="[SPEC]", help="Cache spec, a YAML file.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", help="In place of SPEC: one source, or a class of yours, module:Class.")
+    ] = None,
+    modality: Annotated[
+        str | None, typer.Option("--modality", help="With --source: what it makes, if dla does not know it.")
+    ] = None,
     images: Annotated[
         Path | None, typer.Option("--images", help="Folder the images' paths start from; the manifest's if absent.")
     ] = None,
@@ -60,11 +67,14 @@ def build(
     from dla_cache.build import BuildProgress, build_cache
     from dla_cache.manifest import read_manifest
     from dla_cache.sources import open_source
-    from dla_cache.spec import CacheSpec, load_yaml, parse_spec
+    from dla_cache.spec import CacheSpec, parse_spec
 
     if rank >= world_size:
         raise typer.BadParameter(f"{rank} does not lie below --world-size {world_size}", param_hint="--rank")
-    spec = parse_spec(apply_overrides(load_yaml(spec_path), overrides or []), CacheSpec, where=str(spec_path))
+    fields = apply_overrides(_spec_fields(spec_path, source, modality), overrides or [])
+    spec = parse_spec(fields, CacheSpec, where=str(spec_path or "--source"))
+    if any(":" in entry.source for entry in spec.latents):
+        sys.path.insert(0, str(Path.cwd()))  # where a user's own module lies; an installed `dla` does not look there
     if dry_run:
         typer.echo(spec.model_dump_json(indent=2))
         return
@@ -110,6 +120,23 @@ def build(
             hint="another device or library version computes other numbers: train again what was trained on this"
             " store, or restore the old shards from a copy",
         )
+
+
+def _spec_fields(spec_path: Path | None, source: str | None, modality: str | None) -> dict[str, Any]:
+    """The fields of the spec file, or of the spec that `--source` stands for."""
+    from dla_cache.sources import SOURCES
+    from dla_cache.spec import load_yaml
+
+    if (spec_path is None) == (source is None):
+        raise typer.BadParameter("name either a spec file or one --source", param_hint="SPEC")
+    if spec_path is not None:
+        if modality is not None:
+            raise typer.BadParameter("it goes with --source; a spec file says it itself", param_hint="--modality")
+        return load_yaml(spec_path)
+    assert source is not None
+    if modality is None and source in SOURCES:
+        modality = SOURCES[source].modality.value
+    return {"latents": [{"source": source} | ({"modality": modality} if modality is not None else {})]}
 
 
 @app.command()

@@ -1,7 +1,9 @@
 """`dla cache`: what it prints, what it leaves, and how it ends."""
 
 import json
+import re
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from cli.cache import app
 from dla_cache.errors import CorruptShardError, ImageError, SpecError, StoreError, WorkInterrupted
 from dla_cache.manifest import ManifestRow, write_manifest
 from dla_cache.spec import LatentFormat, LatentSpec, Recipe
+from dla_cache.store import open_store
 
 
 class GreySource:
@@ -232,3 +235,32 @@ def test_a_signal_ends_a_build_between_batches_and_nothing_is_lost(
     assert "1 of 3 shards" in str(result.exception)
     assert signal.getsignal(number) is handler
     assert json.loads(run(*BUILD, "--json").stdout)["images_encoded"] == 6
+
+
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "own-source.md"
+
+
+@pytest.mark.parametrize("how", ["own-cache.yaml", "--source my_sources:Gradients --modality normals"])
+def test_a_source_of_the_users_own_fills_a_store_from_the_folder_that_holds_it(dla, tmp_path, monkeypatch, how):
+    for name, content in re.findall(r"<!-- file: ([\w.-]+) -->\n```\w+\n(.*?)```", GUIDE.read_text(), re.DOTALL):
+        (tmp_path / name).write_text(content)
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 255, (40, 50, 3), np.uint8)).save(tmp_path / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert dla("manifest", "make", ".", "--out", "m.parquet").exit_code == 0
+    ended = dla("cache", "build", *how.split(), "--manifest", "m.parquet", "--out", "s.zarr")
+    sys.modules.pop("my_sources", None)
+    assert ended.exit_code == 0, ended.stderr
+    store = open_store(Path("s.zarr"))
+    assert store.read("normals", np.arange(3)).shape == (3, 2, 16, 16)
+    assert "not stated" in Path("s.zarr/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["spec.yaml", "--source", "embedded-depth"], ["spec.yaml", "--modality", "depth"]]
+)
+def test_a_build_takes_a_spec_or_a_source_and_not_both(dla, tmp_path, arguments):
+    ended = dla("cache", "build", *arguments, "--manifest", "m.parquet", "--out", tmp_path / "s")
+    assert ended.exit_code == 2
