@@ -234,7 +234,10 @@ def inspect(
         Path | None, typer.Option("--picture", help="Draw eight images and their latents into this PNG.")
     ] = None,
     images: Annotated[
-        Path | None, typer.Option("--images", help="With --picture: folder the images' paths start from.")
+        Path | None,
+        typer.Option(
+            "--images", help="With --picture: folder the images' paths start from; not for a store that holds them."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -242,11 +245,14 @@ def inspect(
     from dla_cache.describe import describe_image, describe_modality
     from dla_cache.store import open_store
 
-    if (picture is None) != (images is None):
-        raise typer.BadParameter("--picture and --images go together", param_hint="--picture")
+    if images is not None and picture is None:
+        raise typer.BadParameter("it is for drawing: name a --picture, too", param_hint="--images")
     store = open_store(store_path)
-    if picture is not None and images is not None:
-        first = list(store.rows.image_ids[: 8 * PICTURE_STRIDE : PICTURE_STRIDE])
+    if picture is not None:
+        if images is None and not store.has_images:
+            raise typer.BadParameter("this store holds no images: name their folder", param_hint="--images")
+        kept = [row.image_id for row in store.rows if not row.removed]
+        first = kept[: 8 * PICTURE_STRIDE : PICTURE_STRIDE]
         draw_cache_sheet(store, images, [image_id] if image_id is not None else first, picture)
         typer.echo(json.dumps({"picture": str(picture)}) if as_json else f"picture {picture}")
         return

@@ -116,7 +116,7 @@ def write_page(
     Args:
         runs: run folders, in the order of the table.
         store: the store they were trained on; None takes the one each run names, where it is still there.
-        images: folder the images' paths start from; with it a contact sheet is drawn from the store.
+        images: folder the images' paths start from; with it, or from a store that holds them, a contact sheet is drawn.
         picture: a PNG to show instead.
         remarks: sentences to stand above everything, such as that the runs were too short to mean anything.
         commands: what made all of it, such as `dla demo`; stands first among the commands.
@@ -128,7 +128,11 @@ def write_page(
     """
     finished, notes = read_runs(runs, store)
     stores = tuple({run.store.identity: run.store for run in finished if run.store is not None}.values())
-    shown = read_picture(picture) if picture is not None else draw_picture(stores, images) if images else None
+    shown = None
+    if picture is not None:
+        shown = read_picture(picture)
+    elif images is not None or any(open_store(one.path).has_images for one in stores[:1]):
+        shown = draw_picture(stores, images)
     places = {"--store": store, "--images": images, "--picture": picture}
     rerun = plan_rerun([run.folder for run in finished], places)
     page = lay_out(finished, notes, stores, shown, title, tuple(remarks), tuple(commands), rerun)
@@ -180,7 +184,7 @@ def lay_out(
     )
 
 
-def draw_picture(stores: Sequence[StoreFacts], images: Path) -> Picture:
+def draw_picture(stores: Sequence[StoreFacts], images: Path | None) -> Picture:
     """A contact sheet of the first store's images.
 
     Raises:

@@ -16,11 +16,14 @@ N_CHANNELS = 8
 """Latent channels on a sheet, shared by the modalities."""
 
 
-def draw_cache_sheet(store: "LatentStore", images: Path, image_ids: Sequence[str], path: Path) -> None:
+def draw_cache_sheet(store: "LatentStore", images: Path | None, image_ids: Sequence[str], path: Path) -> None:
     """Draws image | per modality: latent channels, decoded picture | true depth for some images.
 
     A latent is decoded only where its source's decoder is shipped; true depth is there only where
     `truth.parquet` lies beside the images.
+
+    Args:
+        images: folder that the images' paths start from; None takes them out of the store.
 
     Raises:
         SourceError: if no modality of the store has a grid of channels to draw.
@@ -43,14 +46,18 @@ def draw_cache_sheet(store: "LatentStore", images: Path, image_ids: Sequence[str
     if not image_ids:
         raise StoreError("there is no image to draw", hint="the store is empty: build it from a manifest with images")
     rows = np.array([store.rows.row_of(image_id) for image_id in image_ids], dtype=np.int64)
-    truth = read_truth(images / TRUTH_NAME) if (images / TRUTH_NAME).exists() else {}
+    truth = read_truth(images / TRUTH_NAME) if images is not None and (images / TRUTH_NAME).exists() else {}
+    if images is None:
+        contents = store.read_images(rows)
+    else:
+        contents = [read_image_bytes(path_of(images, store.rows[row].uri), store.rows[row]) for row in rows.tolist()]
     columns = {name: modality_pictures(store, name, rows, N_CHANNELS // len(drawn)) for name in drawn}
 
     headers = ["image", *(header for of_one in columns.values() for header, _ in of_one)]
     sheet = []
     for index, row in enumerate(rows.tolist()):
         listed = store.rows[row]
-        pixels = decode_image(read_image_bytes(path_of(images, listed.uri), listed), listed.image_id)
+        pixels = decode_image(contents[index], listed.image_id)
         pictures = [pixels.transpose(1, 2, 0), *(column[index] for of_one in columns.values() for _, column in of_one)]
         if listed.image_id in truth:
             pictures.append(grey_picture(truth[listed.image_id].depth / 255))

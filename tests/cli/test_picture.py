@@ -147,6 +147,18 @@ def test_a_picture_without_images_is_wrong_usage(dla, store, tmp_path):
     assert dla("cache", "inspect", store, "--picture", tmp_path / "sheet.png").exit_code == 2
 
 
+def test_a_store_that_holds_its_images_is_drawn_without_their_folder(dla, sheet, store, tmp_path):
+    rows = open_store(store).rows[:2]
+    recipes = {"depth": open_store(store).recipe("depth")}
+    held = create_store(tmp_path / "s", RowTable(rows), CLASS_NAMES, 512, recipes, images="original")
+    held.write_shard("depth", held.shards[0], np.zeros((2, 8, 4, 4), np.float16), seconds=0, device="cpu")
+    held.write_images(held.shards[0], [(sheet.data / row.uri).read_bytes() for row in rows], seconds=0)
+    ended = dla("cache", "inspect", held.path, "--picture", tmp_path / "sheet.png")
+    assert ended.exit_code == 0, ended.stderr
+    image = np.asarray(Image.open(sheet.data / rows[0].uri))
+    assert np.array_equal(tile_of(Image.open(tmp_path / "sheet.png"), 0)[::3, ::3], image)
+
+
 def test_zero_is_white_and_the_sign_is_a_colour():
     below, zero, above = signed_picture(np.array([[-9.0, 0.0, 9.0]]))[0].tolist()
     assert zero == [247, 247, 247]
