@@ -136,7 +136,12 @@ def _spec_fields(spec_path: Path | None, source: str | None, modality: str | Non
     assert source is not None
     if modality is None and source in SOURCES:
         modality = SOURCES[source].modality.value
-    return {"latents": [{"source": source} | ({"modality": modality} if modality is not None else {})]}
+    if modality is None:
+        raise typer.BadParameter(
+            f"dla does not know what `{source}` makes; its own sources are {', '.join(SOURCES)}",
+            param_hint="--modality",
+        )
+    return {"latents": [{"source": source, "modality": modality}]}
 
 
 @app.command()

@@ -46,7 +46,7 @@ def takedown_command(
             typer.echo(f"before        {len(report.already)} were removed already: {name_some(report.already)}")
         typer.echo(f"rewritten     {would}{report.shards_rewritten} shards")
         if not dry_run:
-            typer.echo(f"checked       {report.bytes_read / 1e6:.1f} MB: no trace of them")
+            typer.echo(f"checked       {report.bytes_read / 1e6:.1f} MB: no trace of them under these IDs")
             typer.echo(f"content hash  {report.content_hash or 'none: shards are missing'}")
 
 

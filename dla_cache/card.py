@@ -15,7 +15,7 @@ from dla_cache.durable import locked_folder, write_durably, writing_to
 from dla_cache.sources import SOURCES
 from dla_cache.spec import Recipe
 from dla_cache.store import LatentStore
-from dla_cache.store.parts import CARD
+from dla_cache.store.parts import CARD, CARD_TITLE
 
 LICENCE_UNKNOWN = "not stated: ask whoever made it"
 
@@ -47,7 +47,7 @@ for shard in sorted(pathlib.Path("{modality}").glob("*.tar"))[:1]:
 
 
 def write_card(store: LatentStore) -> Path:
-    """Writes the card of a store into it, or leaves it alone where it says the same already; its path.
+    """Writes the card of a store into it; its path. One that says the same, and a README of the owner's, stay.
 
     Raises:
         StoreError: if the store cannot be written, or its records are damaged.
@@ -56,7 +56,9 @@ def write_card(store: LatentStore) -> Path:
     content = card_text(store).encode()
     with writing_to(store.path):
         # A finished store may lie on a read-only disk and still be "built" again.
-        if not (path.is_file() and path.read_bytes() == content):
+        present = path.read_bytes() if path.is_file() else None
+        is_owners = present is not None and not present.startswith(CARD_TITLE.encode())
+        if present != content and not is_owners:
             with locked_folder(store.path):  # ranks end at the same time
                 write_durably(path, content)
     return path
@@ -71,7 +73,7 @@ def card_text(store: LatentStore) -> str:
 def _title(store: LatentStore) -> str:
     names = ", ".join(store.modalities)
     return (
-        f"# Undecoded latents of {len(store.rows_of())} images: {names}\n\n"
+        f"{CARD_TITLE}{len(store.rows_of())} images: {names}\n\n"
         "For each image what a generator made of it, stopped before its decoder: raw numbers as the source put them\n"
         "out, not standardised, in the order of `rows.parquet`. Made to train models that see the image alone.\n"
     )

@@ -14,7 +14,7 @@ from dla_cache.errors import DlaError, StoreError, name_some
 from dla_cache.store import LatentStore, open_store
 from dla_cache.store.layout import Layout, commits_folder
 from dla_cache.store.metadata import find_layout
-from dla_cache.store.parts import CARD, STAGING, UNFINISHED
+from dla_cache.store.parts import CARD, CARD_TITLE, STAGING, UNFINISHED
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,32 +130,47 @@ def find_leftovers(store: LatentStore) -> list[Path]:
 
     Not what a removal of images has still to write back.
     """
-    known = {store.path / name for name in (*store.metadata.files(""), "rows.parquet", CARD, UNFINISHED)}
-    for series in store.series:
-        for shard in store.committed(series):
-            known.update(store.shard_files(series, shard))
     logs = {commits_folder(store.path, series) for series in store.series}
-    places = {(store.path / layout.files(0)[0]).parent for layout in map(store.layout_of, store.series)}
-    leftovers = []
-    for path in _files_below(store.path):
+    planned = _planned_files(store)
+    committed = {
+        path
+        for series in store.series
+        for shard in store.committed(series)
+        for path in store.shard_files(series, shard)
+    }
+    named = planned | {store.path / name for name in (*store.metadata.files(""), "rows.parquet", CARD, UNFINISHED)}
+
+    def is_leftover(path: Path) -> bool:
         is_temporary = path.name.startswith(".") and path.suffix == ".tmp"
-        is_staged = STAGING in path.relative_to(store.path).parts
-        if (
-            path not in known
-            and not is_staged
-            and (is_temporary or (path.parent in places and path.parent not in logs))
-        ):
-            leftovers.append(path)
-    return sorted(leftovers)
+        if is_temporary:
+            return path.parent in logs or path.with_name(path.name[1:].removesuffix(".tmp")) in named
+        return path in planned and path not in committed
+
+    return sorted(path for path in _files_below(store.path) if is_leftover(path))
+
+
+def _planned_files(store: LatentStore) -> set[Path]:
+    """The files of all shards, committed or not."""
+    return {
+        path for series in store.series for shard in store.shards for path in store.shard_files(series, shard.index)
+    }
 
 
 def prune_store(store: LatentStore, *, dry_run: bool = False) -> Removed:
     """Removes what `find_leftovers` finds.
 
     Raises:
-        StoreError: if another process is writing to the store, or the disk refuses.
+        StoreError: if another process is writing to the store, the disk refuses, or a series has shards and not one
+            record: its records are lost, and the shards may be all there is.
     """
     files = find_leftovers(store)
+    for series in store.series:
+        shards = {store.shard_files(series, shard.index)[0] for shard in store.shards} & set(files)
+        if len(shards) > 1 and not store.committed(series):
+            raise StoreError(
+                f"`{store.path}` has {len(shards)} shards of `{series}` and not one record of them",
+                hint="restore its folder in `commits` from a copy; if nothing is worth keeping, `dla cache rm` it",
+            )
     sizes = {path: path.lstat().st_size for path in files}
     if not dry_run:
         with writing_to(store.path), _nobody_writes(store, files):
@@ -205,13 +220,7 @@ def remove_store(path: Path, *, dry_run: bool = False) -> Removed:
     layout = find_layout(path)
     if layout is None or not _says_it_is_ours(path, layout):
         raise StoreError(f"`{path}` is no store", hint="nothing is removed; `dla cache ls FOLDER` lists stores")
-    ours = layout.parts | {CARD, UNFINISHED, STAGING}
-    entries = sorted(path.iterdir())
-    strangers = [
-        entry.name
-        for entry in entries
-        if entry.is_symlink() or not (entry.name in ours or (entry.name.startswith(".") and entry.suffix == ".tmp"))
-    ]
+    strangers = [file.relative_to(path).as_posix() for file in sorted(_strangers(path, layout))]
     if strangers:
         raise StoreError(
             f"`{path}` holds what is no part of a store: {name_some(strangers)}",
@@ -220,15 +229,46 @@ def remove_store(path: Path, *, dry_run: bool = False) -> Removed:
     sizes = _files_below(path)
     if not dry_run:
         with writing_to(path):
-            # Records first, so that nobody believes in what is half gone; the main file last: by it a store is known.
-            order = sorted(entries, key=lambda entry: (entry.name == layout.main_file, entry.name != "commits"))
-            for entry in order:
-                if entry.is_dir():
-                    shutil.rmtree(entry)  # unlinks links, does not follow them
-                else:
-                    entry.unlink()
+            # Records first, so that nobody believes in what is half gone. Then shards, while metadata still tell which
+            # files they are; the main file last: by it a store is known.
+            for folder in (path / "commits", path / STAGING):
+                shutil.rmtree(folder, ignore_errors=not folder.exists())
+            last = {"zarr.json": 1, path / "rows.parquet": 2, path / layout.main_file: 3}
+            left = _files_below(path)
+            for file in sorted(left, key=lambda one: (last.get(one, last.get(one.name, 0)), one)):
+                file.unlink()
+            for folder in sorted((one for one in path.rglob("*")), reverse=True):
+                folder.rmdir()
             path.rmdir()
     return Removed(tuple(file.relative_to(path).as_posix() for file in sorted(sizes)), sum(sizes.values()))
+
+
+def _strangers(path: Path, layout: Layout) -> list[Path]:
+    """The files in a store's folder that no store has put there."""
+    files = _files_below(path)
+    top = {layout.main_file, "rows.parquet", CARD, UNFINISHED}
+    ours = {path / name for name in top}
+    folders = {path / "commits", path / STAGING}
+    try:
+        store = open_store(path)
+        ours |= _planned_files(store) | {path / name for name in store.metadata.files("")}
+    except StoreError:  # half removed, or damaged: then a file in a folder of ours is not known to be a shard
+        ours |= {file for file in files if file.name == "zarr.json"}
+
+    def is_ours(file: Path) -> bool:
+        if file.name == CARD and file.parent == path:
+            return is_card(file)
+        if file.is_symlink():
+            return False
+        is_temporary = file.name.startswith(".") and file.suffix == ".tmp"
+        return file in ours or is_temporary or bool(folders & set(file.parents))
+
+    return [file for file in files if not is_ours(file)]
+
+
+def is_card(path: Path) -> bool:
+    """Whether a README is one that a store has written of itself."""
+    return path.is_file() and path.read_bytes().startswith(CARD_TITLE.encode())
 
 
 def _files_below(folder: Path) -> dict[Path, int]:

@@ -107,8 +107,8 @@ def parse_modality(text: str) -> Modality:
 def match_files(folder: Path, manifest: Manifest) -> LatentFiles:
     """Which file below `folder` is which image's latent.
 
-    A file belongs to the image whose ID is its stem, or whose URI is its path from the folder, both without their
-    extension. Hidden files and those of other types are no latents.
+    A file belongs to the image whose URI is its path from the folder, or, right in the folder, whose ID is its name,
+    both without their extension. Hidden files and those of other types are no latents.
 
     Raises:
         SourceError: if the folder cannot be read, a file fits several images, or an image has several files.
@@ -130,7 +130,9 @@ def match_files(folder: Path, manifest: Manifest) -> LatentFiles:
         if path.suffix.lower() not in SUFFIXES or any(part.startswith(".") for part in relative.parts):
             ignored.append(shown(relative))
             continue
-        fitting = set(ids_of_path.get(relative.with_suffix("").as_posix(), ())) | ({path.stem} & known)
+        fitting = set(ids_of_path.get(relative.with_suffix("").as_posix(), ()))
+        if len(relative.parts) == 1:  # further down a bare name may be that of another folder's image
+            fitting |= {path.stem} & known
         if len(fitting) > 1:
             ambiguous.append(f"{shown(relative)} fits {' and '.join(sorted(fitting))}")
         elif fitting:
@@ -189,7 +191,9 @@ def find_format(
     shape = latent.shape
     drops = axes is not None and len(shape) == len(axes) + 1 and shape[0] == 1
     shape = shape[1:] if drops else shape
-    named = DEFAULT_AXES.get((kind, len(shape))) if axes is None else tuple(axes)
+    # A first axis of one may be a batch of one, and then the others would be taken for what they are not.
+    is_clear = axes is not None or shape[:1] != (1,)
+    named = tuple(axes) if axes is not None else DEFAULT_AXES.get((kind, len(shape))) if is_clear else None
     if named is None:
         raise LatentShapeError(
             f"`{shown(path)}` holds {list(shape)}, and nothing says which axis is which",

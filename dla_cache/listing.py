@@ -20,7 +20,7 @@ from dla_cache.candidates import (
     fault_of_file,
     fault_of_name,
 )
-from dla_cache.errors import ManifestError
+from dla_cache.errors import ManifestError, name_some
 from dla_cache.image_ids import escape_id
 from dla_cache.tables import TABLE_SUFFIXES, find_rows
 from dla_cache.tars import find_samples
@@ -186,6 +186,13 @@ def _has_image_signature(path: str) -> bool:
 def _detect_layout(found: Sequence[Found]) -> str:
     uris = [PurePosixPath(thing.uri) for thing in found if isinstance(thing, Candidate)]
     folders = {uri.parts[0].lower() for uri in uris if len(uri.parts) > 1}
+    if len(folders & SPLIT_FOLDERS) > 1 and not folders <= SPLIT_FOLDERS:  # one alone may be a class
+        others = sorted(folders - SPLIT_FOLDERS)
+        raise ManifestError(
+            f"some folders are named like splits, {name_some(sorted(folders & SPLIT_FOLDERS))}, others are not:"
+            f" {name_some(others)}",
+            hint="move the others away, or say what folders are: `--layout folders` or `--layout split-folders`",
+        )
     if folders:
         return "split-folders" if folders <= SPLIT_FOLDERS else "folders"
     has_shards = any(isinstance(thing, Skipped) and thing.kind == ".tar" for thing in found)

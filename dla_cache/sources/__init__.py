@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dla_cache.errors import MissingDependencyError, SourceError
+from dla_cache.errors import DlaError, MissingDependencyError, SourceError
 from dla_cache.spec import LatentSpec, Modality, Recipe
 
 
@@ -115,9 +115,16 @@ def open_own_source(spec: LatentSpec, device: str) -> LatentSource:
             f"source `{spec.source}` needs the module `{error.name}`",
             hint="run from the folder that holds it, or install it into dla's environment",
         ) from error
-    except (AttributeError, ValueError) as error:
+    except AttributeError as error:
         raise SourceError(f"there is no `{name}` in module `{module}`", hint="check the spelling") from error
-    source = factory(spec, device)
+    except Exception as error:  # whatever a stranger's module does
+        raise SourceError(f"module `{module}` cannot be imported: {error!r}", hint="mend the module") from error
+    try:
+        source = factory(spec, device)
+    except DlaError:
+        raise
+    except Exception as error:  # whatever a stranger's class does
+        raise SourceError(f"`{spec.source}` cannot be opened: {error!r}", hint="mend its `__init__`") from error
     recipe = getattr(source, "recipe", None)
     if not isinstance(recipe, Recipe) or not callable(getattr(source, "encode", None)):
         raise SourceError(

@@ -169,8 +169,11 @@ def create_metadata(path: Path, wanted: StoreMetadata) -> None:
                 write_durably(path / "rows.parquet", wanted.rows.to_parquet())
                 whole = wanted
             for series, layout in whole.series.items():
+                folder = (path / layout.files(0)[0]).parent
+                if not commits_folder(path, series).is_dir():
+                    check_holds_nothing(folder)
                 make_folder(commits_folder(path, series))
-                make_folder((path / layout.files(0)[0]).parent)
+                make_folder(folder)
             rows_sha256 = hashlib.sha256((path / "rows.parquet").read_bytes()).hexdigest()
             for name, content in whole.files(rows_sha256).items():
                 make_folder((path / name).parent)
@@ -194,6 +197,21 @@ def check_is_new(path: Path, layout: Layout) -> None:
             f"`{path}` holds commit records but has lost its `{layout.main_file}`",
             hint="restore it from a copy, or remove the folder and build again",
         )
+    for entry in path.iterdir():
+        if entry.is_dir() and entry.name != "commits":
+            check_holds_nothing(entry)
+
+
+def check_holds_nothing(folder: Path) -> None:
+    """Passes a folder that is absent or has no file but metadata: shards will lie in it, and be removed from it.
+
+    Raises:
+        StoreError: if something lies there, which is not ours.
+    """
+    for path in folder.rglob("*"):
+        is_temporary = path.name.startswith(".") and path.suffix == ".tmp"
+        if not (path.is_dir() and not path.is_symlink()) and path.name != "zarr.json" and not is_temporary:
+            raise StoreError(f"`{folder}` holds other things, such as `{path.name}`", hint="name a new or empty folder")
 
 
 def check_agrees(path: Path, stored: StoreMetadata, wanted: StoreMetadata) -> None:

@@ -3,6 +3,9 @@
 CARD = "README.md"
 """The cache card, for people; it decides nothing."""
 
+CARD_TITLE = "# Undecoded latents of "
+"""What every card begins with: a README that begins otherwise is its owner's, and stays."""
+
 UNFINISHED = "takedown.json"
 """What a removal of images still has to do; see `dla_cache.takedown`."""
 

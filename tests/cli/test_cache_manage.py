@@ -94,12 +94,12 @@ def test_du_adds_up(run: Callable[..., Result]) -> None:
 
 
 def test_prune_names_what_goes(run: Callable[..., Result]) -> None:
-    Path("caches/s/latents/depth/.x.tmp").write_bytes(b"half")
-    said = ["latents/depth/.x.tmp", "would be removed: 1 files, 0.0 MB"]
+    Path("caches/s/commits/depth/.x.tmp").write_bytes(b"half")
+    said = ["commits/depth/.x.tmp", "would be removed: 1 files, 0.0 MB"]
     assert run("prune", "caches/s", "--dry-run").stdout.splitlines() == said
-    assert Path("caches/s/latents/depth/.x.tmp").exists()
+    assert Path("caches/s/commits/depth/.x.tmp").exists()
     assert run("prune", "caches/s").stdout.splitlines()[-1] == "removed: 1 files, 0.0 MB"
-    assert not Path("caches/s/latents/depth/.x.tmp").exists()
+    assert not Path("caches/s/commits/depth/.x.tmp").exists()
 
 
 def test_rm_wants_a_yes(run: Callable[..., Result]) -> None:

@@ -11,7 +11,6 @@ import zarr
 from dla_cache.errors import StoreError
 from dla_cache.housekeeping import describe_entry, find_stores, measure_usage, prune_store, remove_store
 from dla_cache.store import LatentStore, open_store
-from dla_cache.verify import verify_store
 
 
 @pytest.fixture
@@ -53,28 +52,37 @@ def test_usage_accounts_for_every_byte_once(store: LatentStore) -> None:
     usage = measure_usage(store)
     committed = sum(record.size_bytes for record in store.committed("depth").values())
     assert usage.series == {"depth": committed}
-    assert usage.leftovers == 4 + 5
+    assert usage.leftovers == 4 + sum(path.stat().st_size for path in store.shard_files("depth", 1))
     assert usage.total == sum(path.stat().st_size for path in store.path.rglob("*") if path.is_file())
 
 
 def leave_rubbish(store: LatentStore) -> list[str]:
-    """What a killed process leaves: a temporary file, and a shard's file without a record."""
+    """What a killed process leaves: a temporary file, and a shard's files without a record."""
     shard = store.shard_path("depth", 0)
     (shard.parent / f".{shard.name}.tmp").write_bytes(b"half")
-    stray = shard.with_name(shard.name.replace("0", "9", 1))
-    stray.write_bytes(b"stray")
-    return sorted(path.relative_to(store.path).as_posix() for path in (shard.parent / f".{shard.name}.tmp", stray))
+    store.withdraw("depth", {1: store.committed("depth")[1]})
+    left = [shard.parent / f".{shard.name}.tmp", *store.shard_files("depth", 1)]
+    return sorted(path.relative_to(store.path).as_posix() for path in left)
 
 
 def test_prune_removes_leftovers_and_nothing_else(store: LatentStore) -> None:
-    before = tree(store.path)
     rubbish = leave_rubbish(store)
+    (store.shard_path("depth", 0).parent / "c.9.0.0.0").write_bytes(b"of no shard of this store: who knows whose")
+    before = tree(store.path)
     assert sorted(prune_store(store, dry_run=True).files) == rubbish
-    assert tree(store.path) == before | set(rubbish)
-    removed = prune_store(store)
-    assert (sorted(removed.files), removed.size_bytes) == (rubbish, 9)
     assert tree(store.path) == before
-    assert verify_store(open_store(store.path)).problems == ()
+    assert sorted(prune_store(store).files) == rubbish
+    assert tree(store.path) == before - set(rubbish)
+    assert open_store(store.path).missing("depth") == [1]
+
+
+def test_prune_leaves_shards_whose_records_are_lost(store: LatentStore) -> None:
+    for record in (store.path / "commits/depth").iterdir():
+        record.unlink()
+    before = tree(store.path)
+    with pytest.raises(StoreError, match="not one record"):
+        prune_store(open_store(store.path))
+    assert tree(store.path) == before
 
 
 def test_prune_waits_for_nobody_and_takes_nothing_from_a_build_that_runs(tmp_path: Path, made: SimpleNamespace) -> None:
@@ -123,6 +131,26 @@ def test_a_store_that_holds_something_else_is_not_removed(store: LatentStore) ->
     np.testing.assert_equal(open_store(store.path).missing("depth"), [])
 
 
+def test_what_lies_among_shards_and_a_readme_of_the_owners_keep_a_store_from_being_removed(store: LatentStore) -> None:
+    for name in (store.shard_files("depth", 0)[0].parent / "weights.bin", store.path / "README.md"):
+        name.write_text("mine")
+        with pytest.raises(StoreError, match=rf"no part of a store: .*{name.name}"):
+            remove_store(store.path)
+        assert name.read_text() == "mine"
+        name.unlink()
+    remove_store(store.path)
+
+
+def test_a_store_does_not_begin_where_files_of_others_lie(tmp_path: Path, made: SimpleNamespace, layout: str) -> None:
+    series = made.store(tmp_path / "s", made.recipe(), made.latents(made.recipe(), 2), 2).shard_files("depth", 0)[0]
+    theirs = tmp_path / "p" / series.relative_to(tmp_path / "s").parent / "photo.jpg"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    with pytest.raises(StoreError, match=r"holds other things, such as `photo\.jpg`"):
+        made.store(tmp_path / "p", made.recipe(), made.latents(made.recipe(), 2), 2)
+    assert theirs.read_text() == "mine"
+
+
 def test_a_link_leads_no_removal_out_of_the_store(tmp_path: Path, store: LatentStore) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/file").write_text("x")
@@ -130,7 +158,8 @@ def test_a_link_leads_no_removal_out_of_the_store(tmp_path: Path, store: LatentS
     with pytest.raises(StoreError, match="is a link"):
         remove_store(tmp_path / "link")
     store.shard_path("depth", 0).parent.joinpath("out").symlink_to(tmp_path / "precious")
-    remove_store(store.path)
+    with pytest.raises(StoreError, match="no part of a store"):
+        remove_store(store.path)
     assert (tmp_path / "precious/file").exists()
 
 

@@ -169,9 +169,9 @@ def test_files_that_are_no_latents_are_named_and_left_alone(run: Callable, folde
 
 
 def test_two_files_of_one_image_are_refused(run: Callable, folder: Path) -> None:
-    (folder / "again").mkdir()
-    np.save(folder / "again/image-3.npy", np.zeros((3, 2, 2), np.float32))
-    with pytest.raises(SourceError, match=r"1 images have more than one file in .*again/image-3.npy, image-3.npy"):
+    (folder / "images").mkdir()
+    np.save(folder / "images/image-3.npy", np.zeros((3, 2, 2), np.float32))
+    with pytest.raises(SourceError, match=r"1 images have more than one file in .*image-3.npy, images/image-3.npy"):
         run()
 
 
@@ -182,10 +182,18 @@ def test_a_file_that_fits_two_images_is_refused(
     (folder / "image-1.npy").rename(folder / "images/image-1.npy")  # by its path too, of the same image: fine
     run()
     rows = list(manifest.rows())
-    swapped = [replace(rows[0], uri="images/image-1.png"), replace(rows[1], uri="images/image-0.png"), *rows[2:]]
+    (folder / "images/image-1.npy").rename(folder / "image-1.npy")
+    swapped = [replace(rows[0], uri="image-1.png"), replace(rows[1], uri="image-0.png"), *rows[2:]]
     crossed = write_manifest(tmp_path / "data/crossed.parquet", swapped, manifest.class_names)
-    with pytest.raises(SourceError, match=r"1 files in .* fit more than one image: .* fits image-0 and image-1"):
+    with pytest.raises(SourceError, match=r"2 files in .* fit more than one image: .* fits image-0 and image-1"):
         import_latents(folder, crossed, Modality.DEPTH, tmp_path / "t")
+
+
+def test_a_bare_name_further_down_is_not_taken_for_an_id(run: Callable, folder: Path) -> None:
+    (folder / "other").mkdir()
+    (folder / "image-2.npy").rename(folder / "other/image-2.npy")  # maybe of another folder's image-2
+    with pytest.raises(MissingLatentError, match="image-2"):
+        run()
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,12 @@ def test_a_class_may_be_called_like_a_split_beside_others(tmp_path: Path) -> Non
     assert (listing.layout, set(classes_of(listing).values())) == ("folders", {"train", "bus"})
 
 
+def test_splits_beside_other_folders_are_not_taken_for_classes(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="`samples`") as refused:
+        list_images([write_files(tmp_path, "train/cat/a.jpg", "val/cat/b.jpg", "samples/a.jpg")])
+    assert "--layout" in str(refused.value.hint)
+
+
 def test_a_flat_folder_has_no_classes(tmp_path: Path) -> None:
     listing = list_images([write_files(tmp_path, "a.jpg", "b.png")])
     assert (listing.layout, classes_of(listing)) == ("flat", {"a.jpg": None, "b.png": None})

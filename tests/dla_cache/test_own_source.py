@@ -43,7 +43,7 @@ def test_the_source_of_the_guide_encodes_what_its_recipe_declares(module):
         ("my_sources:Missing", "no `Missing` in module"),
         ("others:empty", "no source"),
         ("others:renamed", "says source `other`"),
-        (":Source", "no `Source` in module"),
+        (":Source", "cannot be imported"),
     ],
 )
 def test_what_is_no_source_of_this_spec_is_one_message(module, source, fault):

@@ -179,7 +179,7 @@ def test_leftovers_of_killed_builds_go_too(built: Path) -> None:
     (payload, image) = payloads_of(built, ("image-7",))
     depth = open_store(built).shard_path("depth", 1)
     depth.with_name(f".{depth.name}.tmp").write_bytes(b"half a shard" + payload)
-    depth.with_name("stale").write_bytes(image)
+    depth.with_name(f".{open_store(built).shard_path('depth', 0).name}.tmp").write_bytes(image)
     take_down([built], ["image-7"])
     assert places_of(built, [payload, image]) == []
 
