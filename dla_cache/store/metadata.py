@@ -230,9 +230,11 @@ def check_agrees(path: Path, stored: StoreMetadata, wanted: StoreMetadata) -> No
     if NO_IMAGES not in (stored.images, wanted.images) and stored.images != wanted.images:
         differences.append(f"`images` `{stored.images}` → `{wanted.images}`")
     if differences:
+        hint = "name a new store, or go back to the old settings; a store is never changed in place"
+        if any(row.removed for row in stored.rows):
+            hint = "images were taken out of this store, so it is not built on any more: build a new one without them"
         raise RecipeMismatchError(
-            f"`{path}` was built from another spec, source or manifest: {'; '.join(differences)}",
-            hint="name a new store, or go back to the old settings; a store is never changed in place",
+            f"`{path}` was built from another spec, source or manifest: {'; '.join(differences)}", hint=hint
         )
 
 

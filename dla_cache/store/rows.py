@@ -90,6 +90,10 @@ class RowTable:
         try:
             return self._row_of[image_id]
         except KeyError:
+            if image_id in self.image_ids:
+                raise MissingLatentError(
+                    f"image `{image_id}` was removed from the store", hint="nothing of it is left but its ID"
+                ) from None
             raise MissingLatentError(
                 f"the store has no image `{image_id}`", hint="`dla cache inspect STORE` shows what it has"
             ) from None

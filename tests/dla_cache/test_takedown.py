@@ -12,10 +12,10 @@ import pytest
 import zarr
 
 from dla_cache.build import build_cache
-from dla_cache.errors import CorruptShardError, MissingLatentError, StoreError
+from dla_cache.errors import CorruptShardError, MissingLatentError, RecipeMismatchError, StoreError
 from dla_cache.manifest import Manifest
 from dla_cache.spec import CacheSpec
-from dla_cache.store import LatentStore, open_store
+from dla_cache.store import LatentStore, create_store, open_store
 from dla_cache.store.exchange import convert_store
 from dla_cache.takedown import take_down
 from dla_cache.verify import verify_store
@@ -269,3 +269,15 @@ def check_is_hidden(path: Path) -> None:
 
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_whoever_looks_for_a_removed_image_or_builds_on_is_told_of_the_removal(
+    tmp_path: Path, made: SimpleNamespace
+) -> None:
+    store = made.store(tmp_path / "t", made.recipe(), made.latents(made.recipe(), 4), 2)
+    before = store.rows
+    take_down([store.path], ["image-1"])
+    with pytest.raises(MissingLatentError, match="`image-1` was removed"):
+        open_store(store.path).rows.row_of("image-1")
+    with pytest.raises(RecipeMismatchError, match="were taken out of this store"):
+        create_store(store.path, before, store.class_names, 2, {"depth": made.recipe()}, layout=store.layout_name)
