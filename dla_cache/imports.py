@@ -2,10 +2,9 @@
 
 import re
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, NoReturn
 
 import numpy as np
@@ -18,16 +17,19 @@ from dla_cache.errors import (
     LatentShapeError,
     MissingLatentError,
     NonFiniteLatentError,
+    RecipeMismatchError,
     SourceError,
     SpecError,
     WorkInterrupted,
     name_some,
 )
-from dla_cache.latent_files import SUFFIXES, read_latent, shown
+from dla_cache.latent_files import SUFFIXES, LatentFiles, match_files, read_latent, shown
 from dla_cache.manifest import Manifest
 from dla_cache.repair import require_shards
+from dla_cache.shards import Shard
 from dla_cache.spec import LatentFormat, Modality, Recipe
-from dla_cache.store import create_store
+from dla_cache.store import LatentStore, create_store
+from dla_cache.store.content import checked_latents
 from dla_cache.store.rows import RowTable
 
 ALIASES = {"pc": Modality.SHAPE, "3d": Modality.SHAPE}
@@ -44,20 +46,6 @@ DEFAULT_AXES: dict[tuple[Kind, int], tuple[str, ...]] = {
 
 LOOSE_RECORDS = 1000
 """Commit records are consolidated once so many lie about as single files."""
-
-
-@dataclass(frozen=True, slots=True)
-class LatentFiles:
-    """Which file is which image's latent."""
-
-    file_of: dict[str, Path]
-    """By image ID."""
-    missing: tuple[str, ...]
-    """IDs of the images without a file, in the manifest's order."""
-    extra: tuple[str, ...]
-    """Latent files without an image, as paths from the folder."""
-    ignored: tuple[str, ...]
-    """Files that are no latents, by their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,64 +90,6 @@ def parse_modality(text: str) -> Modality:
     except ValueError:
         names = [*(modality.value for modality in Modality), *ALIASES]
         raise SpecError(f"there is no modality `{text}`", hint=f"it is one of {name_some(names, len(names))}") from None
-
-
-def match_files(folder: Path, manifest: Manifest) -> LatentFiles:
-    """Which file below `folder` is which image's latent.
-
-    A file belongs to the image whose URI is its path from the folder, or, right in the folder, whose ID is its name,
-    both without their extension. Hidden files and those of other types are no latents.
-
-    Raises:
-        SourceError: if the folder cannot be read, a file fits several images, or an image has several files.
-    """
-    if not folder.is_dir():
-        raise SourceError(f"`{folder}` is no folder", hint="name the folder that holds the latents")
-    ids_of_path: defaultdict[str, list[str]] = defaultdict(list)
-    for row in manifest.rows():
-        if "#" not in row.uri:  # a byte range of a tar has no name of its own
-            ids_of_path[PurePosixPath(row.uri).with_suffix("").as_posix()].append(row.image_id)
-    image_ids = manifest.image_ids
-    known = set(image_ids)
-    files_of: defaultdict[str, list[Path]] = defaultdict(list)
-    ambiguous: list[str] = []
-    extra: list[str] = []
-    ignored: list[str] = []
-    for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
-        relative = path.relative_to(folder)
-        if path.suffix.lower() not in SUFFIXES or any(part.startswith(".") for part in relative.parts):
-            ignored.append(shown(relative))
-            continue
-        fitting = set(ids_of_path.get(relative.with_suffix("").as_posix(), ()))
-        if len(relative.parts) == 1:  # further down a bare name may be that of another folder's image
-            fitting |= {path.stem} & known
-        if len(fitting) > 1:
-            ambiguous.append(f"{shown(relative)} fits {' and '.join(sorted(fitting))}")
-        elif fitting:
-            files_of[fitting.pop()].append(path)
-        else:
-            extra.append(shown(relative))
-    twice = [
-        f"{image_id}: {', '.join(shown(path.relative_to(folder)) for path in paths)}"
-        for image_id, paths in files_of.items()
-        if len(paths) > 1
-    ]
-    if ambiguous:
-        raise SourceError(
-            f"{len(ambiguous)} files in `{folder}` fit more than one image: {name_some(ambiguous)}",
-            hint="name each file after its image's ID",
-        )
-    if twice:
-        raise SourceError(
-            f"{len(twice)} images have more than one file in `{folder}`: {name_some(twice)}",
-            hint="keep one file an image, or name a folder that has one",
-        )
-    return LatentFiles(
-        file_of={image_id: paths[0] for image_id, paths in files_of.items()},
-        missing=tuple(image_id for image_id in image_ids if image_id not in files_of),
-        extra=tuple(extra),
-        ignored=tuple(ignored),
-    )
 
 
 def find_format(
@@ -241,7 +171,8 @@ def import_latents(
     """Stores the latents of a folder under the manifest's images, all that is not committed yet.
 
     The recipe's source is `import:<name>`. Its parameters tell what the files are, and nothing tells which numbers
-    they hold: under one name belongs one set of latents, also when an import is run again to go on.
+    they hold: under one name belongs one set of latents. Where an import goes on, one file of each stored shard is
+    compared with the store.
 
     Args:
         name: of this set of latents; the folder's when None.
@@ -291,6 +222,7 @@ def import_latents(
     store = create_store(store_path, rows, chosen.class_names, shard_size, {modality.value: recipe}, layout=layout)
     require_shards(store, modality.value, store.shards)
     todo = [shard for shard in store.shards if shard.index not in store.committed(modality.value)]
+    _check_same_files(store, modality.value, [shard for shard in store.shards if shard not in todo], files, key, found)
     total, done = sum(len(shard) for shard in todo), 0
     imported = 0
     for shard in todo:
@@ -320,6 +252,32 @@ def import_latents(
         seconds=time.monotonic() - started,
         content_hash=store.content_hash() if is_complete else None,
     )
+
+
+def _check_same_files(
+    store: LatentStore,
+    modality: str,
+    shards: Sequence[Shard],
+    files: LatentFiles,
+    key: str | None,
+    found: ImportedFormat,
+) -> None:
+    """Passes if the first file of each of these committed shards still holds what was stored of it.
+
+    One file a shard: enough for another set of latents under the old name, at a price that going on can pay.
+
+    Raises:
+        RecipeMismatchError: naming the first file that has changed.
+    """
+    for shard in shards:
+        path = files.file_of[store.rows.image_ids[shard.start]]
+        stored = store.read(modality, np.array([shard.start]))
+        now = checked_latents(_read_shard([path], key, found), found.format, [store.rows.image_ids[shard.start]])
+        if now.tobytes() != stored.tobytes():
+            raise RecipeMismatchError(
+                f"`{shown(path)}` holds another latent than `{store.path}` has of it",
+                hint="give these latents a `--name` of their own and a new store, or restore the files",
+            )
 
 
 def _check_all_match(folder: Path, files: LatentFiles, n_images: int, skip_missing: bool, allow_extra: bool) -> None:

@@ -1,13 +1,16 @@
-"""One latent in one file that somebody else wrote: .npy, .safetensors or .pt, read as data and never executed."""
+"""Files of latents that somebody else wrote, .npy, .safetensors or .pt: which is whose, read and never executed."""
 
+from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dla_cache.errors import SourceError, name_some
+from dla_cache.manifest import Manifest
 
 if TYPE_CHECKING:
     import torch
@@ -92,3 +95,75 @@ def shown(path: Path) -> str:
 def _first_line(error: Exception) -> str:
     lines = str(error).splitlines()
     return lines[0] if lines else "no reason given"
+
+
+@dataclass(frozen=True, slots=True)
+class LatentFiles:
+    """Which file is which image's latent."""
+
+    file_of: dict[str, Path]
+    """By image ID."""
+    missing: tuple[str, ...]
+    """IDs of the images without a file, in the manifest's order."""
+    extra: tuple[str, ...]
+    """Latent files without an image, as paths from the folder."""
+    ignored: tuple[str, ...]
+    """Files that are no latents, by their names."""
+
+
+def match_files(folder: Path, manifest: Manifest) -> LatentFiles:
+    """Which file below `folder` is which image's latent.
+
+    A file belongs to the image whose URI is its path from the folder, or, right in the folder, whose ID is its name,
+    both without their extension. Hidden files and those of other types are no latents.
+
+    Raises:
+        SourceError: if the folder cannot be read, a file fits several images, or an image has several files.
+    """
+    if not folder.is_dir():
+        raise SourceError(f"`{folder}` is no folder", hint="name the folder that holds the latents")
+    ids_of_path: defaultdict[str, list[str]] = defaultdict(list)
+    for row in manifest.rows():
+        if "#" not in row.uri:  # a byte range of a tar has no name of its own
+            ids_of_path[PurePosixPath(row.uri).with_suffix("").as_posix()].append(row.image_id)
+    image_ids = manifest.image_ids
+    known = set(image_ids)
+    files_of: defaultdict[str, list[Path]] = defaultdict(list)
+    ambiguous: list[str] = []
+    extra: list[str] = []
+    ignored: list[str] = []
+    for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
+        relative = path.relative_to(folder)
+        if path.suffix.lower() not in SUFFIXES or any(part.startswith(".") for part in relative.parts):
+            ignored.append(shown(relative))
+            continue
+        fitting = set(ids_of_path.get(relative.with_suffix("").as_posix(), ()))
+        if len(relative.parts) == 1:  # further down a bare name may be that of another folder's image
+            fitting |= {path.stem} & known
+        if len(fitting) > 1:
+            ambiguous.append(f"{shown(relative)} fits {' and '.join(sorted(fitting))}")
+        elif fitting:
+            files_of[fitting.pop()].append(path)
+        else:
+            extra.append(shown(relative))
+    twice = [
+        f"{image_id}: {', '.join(shown(path.relative_to(folder)) for path in paths)}"
+        for image_id, paths in files_of.items()
+        if len(paths) > 1
+    ]
+    if ambiguous:
+        raise SourceError(
+            f"{len(ambiguous)} files in `{folder}` fit more than one image: {name_some(ambiguous)}",
+            hint="name each file after its image's ID",
+        )
+    if twice:
+        raise SourceError(
+            f"{len(twice)} images have more than one file in `{folder}`: {name_some(twice)}",
+            hint="keep one file an image, or name a folder that has one",
+        )
+    return LatentFiles(
+        file_of={image_id: paths[0] for image_id, paths in files_of.items()},
+        missing=tuple(image_id for image_id in image_ids if image_id not in files_of),
+        extra=tuple(extra),
+        ignored=tuple(ignored),
+    )

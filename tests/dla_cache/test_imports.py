@@ -14,6 +14,7 @@ from dla_cache.errors import (
     LatentShapeError,
     MissingLatentError,
     NonFiniteLatentError,
+    RecipeMismatchError,
     SourceError,
     SpecError,
     StoreError,
@@ -187,6 +188,15 @@ def test_a_file_that_fits_two_images_is_refused(
     crossed = write_manifest(tmp_path / "data/crossed.parquet", swapped, manifest.class_names)
     with pytest.raises(SourceError, match=r"2 files in .* fit more than one image: .* fits image-0 and image-1"):
         import_latents(folder, crossed, Modality.DEPTH, tmp_path / "t")
+
+
+def test_other_latents_under_the_same_name_are_refused(run: Callable, folder: Path) -> None:
+    before = run().content_hash
+    assert run().content_hash == before
+    changed = np.load(folder / "image-0.npy") + 1
+    np.save(folder / "image-0.npy", changed)
+    with pytest.raises(RecipeMismatchError, match=r"image-0.npy` holds another latent"):
+        run()
 
 
 def test_a_bare_name_further_down_is_not_taken_for_an_id(run: Callable, folder: Path) -> None:
