@@ -99,7 +99,7 @@ def test_a_removed_image_is_in_no_split_and_refused_by_row_and_id(built: Path) -
         store.read("depth", np.array([0, row]))
     with pytest.raises(MissingLatentError, match="were removed"):
         store.read_images(np.array([row]))
-    with pytest.raises(MissingLatentError, match="no image `image-7`"):
+    with pytest.raises(MissingLatentError, match="`image-7` was removed"):
         store.rows.row_of("image-7")
 
 
