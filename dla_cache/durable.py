@@ -36,6 +36,11 @@ def write_durably(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a file bears the name of one that is being written, or that a killed process has left."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
 @contextmanager
 def locked_folder(path: Path) -> Iterator[None]:
     """Excludes every other process that locks the same folder; the kernel frees the lock of a dead one."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dla_cache.durable import writing_to
+from dla_cache.durable import is_temporary, writing_to
 from dla_cache.errors import DlaError, StoreError, name_some
 from dla_cache.store import LatentStore, open_store
 from dla_cache.store.layout import Layout, commits_folder
@@ -141,8 +141,7 @@ def find_leftovers(store: LatentStore) -> list[Path]:
     named = planned | {store.path / name for name in (*store.metadata.files(""), "rows.parquet", CARD, UNFINISHED)}
 
     def is_leftover(path: Path) -> bool:
-        is_temporary = path.name.startswith(".") and path.suffix == ".tmp"
-        if is_temporary:
+        if is_temporary(path):
             return path.parent in logs or path.with_name(path.name[1:].removesuffix(".tmp")) in named
         return path in planned and path not in committed
 
@@ -232,12 +231,13 @@ def remove_store(path: Path, *, dry_run: bool = False) -> Removed:
             # Records first, so that nobody believes in what is half gone. Then shards, while metadata still tell which
             # files they are; the main file last: by it a store is known.
             for folder in (path / "commits", path / STAGING):
-                shutil.rmtree(folder, ignore_errors=not folder.exists())
+                if folder.is_dir():
+                    shutil.rmtree(folder)
             last = {"zarr.json": 1, path / "rows.parquet": 2, path / layout.main_file: 3}
             left = _files_below(path)
             for file in sorted(left, key=lambda one: (last.get(one, last.get(one.name, 0)), one)):
                 file.unlink()
-            for folder in sorted((one for one in path.rglob("*")), reverse=True):
+            for folder in sorted(path.rglob("*"), reverse=True):
                 folder.rmdir()
             path.rmdir()
     return Removed(tuple(file.relative_to(path).as_posix() for file in sorted(sizes)), sum(sizes.values()))
@@ -260,8 +260,7 @@ def _strangers(path: Path, layout: Layout) -> list[Path]:
             return is_card(file)
         if file.is_symlink():
             return False
-        is_temporary = file.name.startswith(".") and file.suffix == ".tmp"
-        return file in ours or is_temporary or bool(folders & set(file.parents))
+        return file in ours or is_temporary(file) or bool(folders & set(file.parents))
 
     return [file for file in files if not is_ours(file)]
 

@@ -221,8 +221,9 @@ def import_latents(
     rows = RowTable.from_manifest(chosen)
     store = create_store(store_path, rows, chosen.class_names, shard_size, {modality.value: recipe}, layout=layout)
     require_shards(store, modality.value, store.shards)
-    todo = [shard for shard in store.shards if shard.index not in store.committed(modality.value)]
-    _check_same_files(store, modality.value, [shard for shard in store.shards if shard not in todo], files, key, found)
+    committed = store.committed(modality.value)
+    todo = [shard for shard in store.shards if shard.index not in committed]
+    _check_same_files(store, modality.value, [store.shards[index] for index in sorted(committed)], files, key, found)
     total, done = sum(len(shard) for shard in todo), 0
     imported = 0
     for shard in todo:

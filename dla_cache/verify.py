@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from dla_cache.durable import is_temporary
 from dla_cache.errors import name_some
 from dla_cache.manifest import Manifest
 from dla_cache.shards import Shard
@@ -169,7 +170,6 @@ def _surplus_problems(store: LatentStore) -> Iterator[Problem]:
     logs = {commits_folder(store.path, series) for series in store.series}
     for path in sorted(store.path.rglob("*")):
         # What a killed process left under a hidden temporary name is overwritten or never looked at.
-        is_leftover = path.name.startswith(".") and path.suffix == ".tmp"
-        is_leftover |= path == store.path / UNFINISHED
+        is_leftover = is_temporary(path) or path == store.path / UNFINISHED
         if path.is_file() and path not in known and path.parent not in logs and not is_leftover:
             yield Problem(path.relative_to(store.path).as_posix(), "it belongs to nothing that is committed")

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dla_cache.durable import locked_folder, make_folder, write_durably, writing_to
+from dla_cache.durable import is_temporary, locked_folder, make_folder, write_durably, writing_to
 from dla_cache.errors import RecipeMismatchError, StoreError
 from dla_cache.spec import Modality, Recipe, canonical_json
 from dla_cache.store.layout import (
@@ -209,8 +209,7 @@ def check_holds_nothing(folder: Path) -> None:
         StoreError: if something lies there, which is not ours.
     """
     for path in folder.rglob("*"):
-        is_temporary = path.name.startswith(".") and path.suffix == ".tmp"
-        if not (path.is_dir() and not path.is_symlink()) and path.name != "zarr.json" and not is_temporary:
+        if not (path.is_dir() and not path.is_symlink()) and path.name != "zarr.json" and not is_temporary(path):
             raise StoreError(f"`{folder}` holds other things, such as `{path.name}`", hint="name a new or empty folder")
 
 
