@@ -1,7 +1,9 @@
-# Every target sets up its own environment, once. `PIP_ARGS` and `TEST_ARGS` go to pip and pytest.
+# Every target sets up its own environment, once. `PIP_ARGS`, `TEST_ARGS` and `BENCH_ARGS` go to pip, pytest and
+# the bench of the stores.
 PYTHON ?= python3
 PIP_ARGS ?=
 TEST_ARGS ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 READY := $(VENV)/.ready
@@ -10,10 +12,10 @@ RUN := $(VENV)/bin/python -m
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs format clean
+.PHONY: help demo test check bench bench-stores docs format clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(READY) ## images to latents to teacher to student, on two CPU cores, into demo-out/
 	$(VENV)/bin/dla demo --out demo-out
@@ -29,8 +31,12 @@ check: $(READY) ## lint, formatting, types
 bench: $(READY) ## print the figures that README and docs quote
 	$(VENV)/bin/python bench/embedded.py
 
-docs: $(READY) ## write docs/reference.md anew from the commands
+bench-stores: $(READY) ## print how fast stores are read, beside other libraries, each in an environment of its own
+	$(VENV)/bin/python bench/stores.py --pip-args '$(PIP_ARGS)' $(BENCH_ARGS)
+
+docs: $(READY) ## write docs/reference.md, and the outputs that docs/ shows, anew from the commands
 	$(RUN) typer cli.main utils docs --name dla | $(VENV)/bin/python -c 'import html, sys; print(html.unescape(sys.stdin.read()).strip())' > docs/reference.md
+	$(ONE_THREAD) $(RUN) tests.walk
 
 format: $(READY) ## put every file into the house format
 	$(RUN) ruff check --fix .

@@ -136,7 +136,7 @@ def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
 
 def points(results: Mapping[str, Sequence[RunResult]], arm: str) -> list[float]:
     """Test top-1 of an arm in percent, seed by seed."""
-    return [100 * result.test_top1 for result in results[arm]]
+    return [100 * result.test_score for result in results[arm]]
 
 
 def show_arms(results: Mapping[str, Sequence[RunResult]]) -> None:
@@ -144,7 +144,7 @@ def show_arms(results: Mapping[str, Sequence[RunResult]]) -> None:
     rows = []
     for name, of_arm in results.items():
         mean, half = mean_and_half_width(points(results, name))
-        validation = statistics.mean(100 * result.validation_top1 for result in of_arm)
+        validation = statistics.mean(100 * result.validation_score for result in of_arm)
         seconds = statistics.median(result.train_seconds for result in of_arm)
         speed = statistics.median(result.images_per_s for result in of_arm)
         rows.append((name, f"{mean:.1f} ± {half:.1f}", f"{validation:.1f}", f"{seconds:.0f}", f"{speed:.0f}"))

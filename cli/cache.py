@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +12,7 @@ import typer
 from cli.cache_import import import_command
 from cli.cache_manage import du_command, ls_command, prune_command, rm_command, takedown_command
 from cli.device import require_device
-from cli.render import ProgressReporter, print_table
+from cli.render import ProgressReporter, as_size, counted, left_out, print_table
 from cli.settings import apply_overrides
 from cli.sheet import draw_cache_sheet
 from cli.signals import stop_on_signals
@@ -104,14 +105,18 @@ def build(
     if as_json:
         typer.echo(json.dumps({**asdict(report), "images_per_s": report.images_per_s}))
     else:
-        typer.echo(f"store         {out}, {report.n_images} images")
-        typer.echo(f"encoded       {report.images_encoded} images, {report.images_per_s:.1f} images/s")
+        typer.echo(f"store         {out}, {counted(report.n_images, 'image')}")
+        if report.images_left_out:
+            typer.echo(left_out(report.images_left_out))
+        typer.echo(f"encoded       {counted(report.images_encoded, 'image')}, {report.images_per_s:.1f} images/s")
         if spec.images != "none":
-            typer.echo(f"stored        {report.images_stored} images' own bytes")
+            typer.echo(f"stored        the bytes of {counted(report.images_stored, 'image')}")
         if repair:
             as_before = report.shards_repaired - len(report.shards_changed)
-            typer.echo(f"made again    {report.shards_repaired} shards, {as_before} with the content they had")
-        missing = f"none yet, {report.shards_missing} shards of other ranks missing"
+            typer.echo(
+                f"made again    {counted(report.shards_repaired, 'shard')}, {as_before} with the content they had"
+            )
+        missing = f"none yet, {counted(report.shards_missing, 'shard')} of other ranks missing"
         typer.echo(f"content hash  {report.content_hash or missing}")
     if report.shards_changed:
         raise StoreError(
@@ -155,13 +160,13 @@ def status(store_path: StorePath, as_json: AsJson = False) -> None:
         typer.echo(json.dumps(asdict(state)))
         return
     print_table(
-        ["modality", "shards", "images", "MB", "bytes/image", "recipe"],
+        ["modality", "shards", "images", "size", "bytes/image", "recipe"],
         [
             [
                 part.modality,
                 f"{part.shards}/{part.shards_planned}",
                 f"{part.images}/{state.images}",
-                f"{part.size_bytes / 1e6:.1f}",
+                as_size(part.size_bytes),
                 f"{part.bytes_per_image:.0f}",
                 part.recipe_hash[:16],
             ]
@@ -194,11 +199,14 @@ def verify(
     else:
         for problem in report.problems:
             typer.echo(f"{problem.where}: {problem.what}")
-        typer.echo(f"checked       {report.shards_checked} shards, {report.bytes_checked / 1e6:.1f} MB")
-        typer.echo(f"content hash  {report.content_hash or 'none: shards are missing'}")
+        if report.n_removed:
+            typer.echo(left_out(report.n_removed))
+        typer.echo(f"checked       {counted(report.shards_checked, 'shard')}, {as_size(report.bytes_checked)}")
+        of_records = " by the records alone" if report.problems and report.content_hash else ""
+        typer.echo(f"content hash  {report.content_hash or 'none: shards are missing'}{of_records}")
     if report.problems:
         raise CorruptShardError(
-            f"{len(report.problems)} problems in `{store_path}`",
+            f"{counted(len(report.problems), 'problem')} in `{store_path}`",
             hint="`dla cache build` makes what is missing, with `--repair` damaged shards too; the rest from a copy",
         )
 
@@ -226,8 +234,8 @@ def convert(
     if as_json:
         typer.echo(json.dumps(asdict(report)))
         return
-    typer.echo(f"store         {target_path}, {layout}, {report.n_images} images")
-    typer.echo(f"written       {report.shards_written} shards of {', '.join(report.series)}")
+    typer.echo(f"store         {target_path}, {layout}, {counted(report.n_images, 'image')}")
+    typer.echo(f"written       {counted(report.shards_written, 'shard')} of {', '.join(report.series)}")
     typer.echo(f"content hash  {report.content_hash}")
 
 
@@ -262,7 +270,7 @@ def inspect(
         typer.echo(json.dumps({"picture": str(picture)}) if as_json else f"picture {picture}")
         return
     if image_id is not None:
-        _show_image(describe_image(store, image_id), as_json)
+        _show_image(describe_image(store, image_id), store.class_names, as_json)
         return
     modalities = {modality: describe_modality(store, modality) for modality in store.modalities}
     if as_json:
@@ -284,7 +292,9 @@ def inspect(
         )
 
 
-def _show_image(description: "ImageDescription", as_json: bool) -> None:
+def _show_image(description: "ImageDescription", class_names: Sequence[str], as_json: bool) -> None:
+    from dla_cache.manifest import classes_of
+
     image = asdict(description.image)
     latents = {modality: moments.model_dump() for modality, moments in description.latents.items()}
     if as_json:
@@ -292,6 +302,8 @@ def _show_image(description: "ImageDescription", as_json: bool) -> None:
         typer.echo(json.dumps({**facts, "latents": latents}))
         return
     stored = {} if description.image_bytes is None else {"bytes": description.image_bytes}
+    if description.image.label is not None:
+        image["label"] = ", ".join(f"{index} {class_names[index]}" for index in classes_of(description.image.label))
     for name, value in {**image, "shard": description.shard, **stored}.items():
         typer.echo(f"{name:<10}{value}")
     print_table(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli.render import ProgressReporter
+from cli.render import ProgressReporter, counted, left_out
 from cli.signals import stop_on_signals
 from dla_cache.errors import name_some
 
@@ -105,10 +105,12 @@ def import_command(
         typer.echo(json.dumps({**asdict(report), "recipe": report.recipe.model_dump(mode="json")}))
         return
     latent = report.recipe.format
-    typer.echo(f"store         {out}, {report.n_images} of the manifest's {len(manifest)} images")
+    typer.echo(f"store         {out}, {report.n_images} of the manifest's {counted(len(manifest), 'image')}")
+    if report.images_left_out:
+        typer.echo(left_out(report.images_left_out))
     typer.echo(f"latents       {chosen.value}, {latent.dtype} {list(latent.shape)} ({', '.join(latent.axes)})")
     typer.echo(f"source        {report.recipe.source}")
-    typer.echo(f"imported      {report.images_imported} images")
+    typer.echo(f"imported      {counted(report.images_imported, 'image')}")
     for what, names in (
         ("left out", [f"{image_id} (no latent)" for image_id in report.missing]),
         ("extra", report.extra),

@@ -8,16 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.render import ProgressReporter, print_table
+from cli.render import ProgressReporter, as_size, counted, print_table
 from dla_cache.errors import StoreError, name_some
 
 if TYPE_CHECKING:
     from dla_cache.housekeeping import Removed
+    from dla_cache.takedown import TakedownReport
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 SHOWN_FILES = 10
+
+NOT_REACHED = (
+    "not reached: image files, manifests, other stores, contact sheets in pages and pictures, predictions,\n"
+    "             and models that were trained on the images"
+)
 
 
 def takedown_command(
@@ -28,7 +34,10 @@ def takedown_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove images by ID, with latents and bytes, and check that they are gone. Run it again to finish."""
+    """Remove images by ID, with latents and bytes, and check that they are gone. Run it again to finish.
+
+    A later `dla cache build` or `import` goes on with the store and leaves them out, with the old manifest too.
+    """
     from dla_cache.takedown import take_down
 
     image_ids = _read_ids(ids)
@@ -36,17 +45,27 @@ def takedown_command(
         reports = take_down(stores, image_ids, dry_run=dry_run, on_progress=reporter.update)
     if as_json:
         typer.echo(json.dumps({"dry_run": dry_run, "stores": [asdict(report) for report in reports]}))
-        return
-    would = "would be " if dry_run else ""
+    else:
+        _show_takedown(reports, dry_run)
+    typer.echo(NOT_REACHED, err=True)
+
+
+def _show_takedown(reports: Sequence["TakedownReport"], dry_run: bool) -> None:
     for report in reports:
         typer.echo(f"store         {report.store}")
         named = f": {name_some(report.removed)}" if report.removed else ""
-        typer.echo(f"{'removed':<13} {would}{len(report.removed)} images{named}")
+        typer.echo(f"{'would remove' if dry_run else 'removed':<13} {counted(len(report.removed), 'image')}{named}")
         if report.already:
-            typer.echo(f"before        {len(report.already)} were removed already: {name_some(report.already)}")
-        typer.echo(f"rewritten     {would}{report.shards_rewritten} shards")
+            typer.echo(f"before        {counted(len(report.already), 'image')}: {name_some(report.already)}")
+        if report.same_bytes:
+            typer.echo(
+                f"same bytes    under another ID in {counted(len(report.same_bytes), 'image')}:"
+                f" {name_some(report.same_bytes, SHOWN_FILES)}; name them as well to remove them"
+            )
+        what = "would rewrite" if dry_run else "rewritten"
+        typer.echo(f"{what:<13} {counted(report.shards_rewritten, 'shard')}")
         if not dry_run:
-            typer.echo(f"checked       {report.bytes_read / 1e6:.1f} MB: no trace of them under these IDs")
+            typer.echo(f"checked       {as_size(report.bytes_read)}: no trace of them under these IDs")
             typer.echo(f"content hash  {report.content_hash or 'none: shards are missing'}")
 
 
@@ -82,7 +101,7 @@ def ls_command(
         typer.echo(json.dumps([asdict(entry) for entry in entries]))
         return
     print_table(
-        ["store", "layout", "holds", "images", "complete", "MB", "content hash"],
+        ["store", "layout", "holds", "images", "complete", "size", "content hash"],
         [
             [
                 entry.path,
@@ -90,7 +109,7 @@ def ls_command(
                 ", ".join([*entry.modalities, *(["images"] if entry.has_images else [])]) or "-",
                 "-" if entry.fault else entry.images,
                 "DAMAGED" if entry.fault else "yes" if entry.is_complete else "no",
-                f"{entry.size_bytes / 1e6:.1f}",
+                as_size(entry.size_bytes),
                 (entry.content_hash or "-")[:16],
             ]
             for entry in entries
@@ -113,8 +132,8 @@ def du_command(store_path: StorePath, as_json: AsJson = False) -> None:
         typer.echo(json.dumps({**asdict(usage), "total": usage.total}))
         return
     parts = {**usage.series, "records": usage.records, "table, card": usage.rest, "leftovers": usage.leftovers}
-    print_table(["what", "bytes", "MB"], [[what, size, f"{size / 1e6:.1f}"] for what, size in parts.items()])
-    typer.echo(f"total         {usage.total} bytes, {usage.total / 1e6:.1f} MB")
+    parts["total"] = usage.total
+    print_table(["what", "bytes", ""], [[what, size, as_size(size)] for what, size in parts.items()])
     if usage.leftovers:
         typer.echo(f"`dla cache prune {store_path}` removes the leftovers", err=True)
 
@@ -143,7 +162,7 @@ def rm_command(
     if not yes and not dry_run:
         doomed = remove_store(store_path, dry_run=True)
         raise StoreError(
-            f"`{store_path}` would be removed: {len(doomed.files)} files, {doomed.size_bytes / 1e6:.1f} MB",
+            f"`{store_path}` would be removed: {counted(len(doomed.files), 'file')}, {as_size(doomed.size_bytes)}",
             hint="`--yes` removes it, `--dry-run` shows the files",
         )
     _show_removed(remove_store(store_path, dry_run=dry_run), dry_run, as_json)
@@ -158,4 +177,4 @@ def _show_removed(removed: "Removed", dry_run: bool, as_json: bool) -> None:
     if len(removed.files) > SHOWN_FILES:
         typer.echo(f"and {len(removed.files) - SHOWN_FILES} more")
     what = "would be removed" if dry_run else "removed"
-    typer.echo(f"{what}: {len(removed.files)} files, {removed.size_bytes / 1e6:.1f} MB")
+    typer.echo(f"{what}: {counted(len(removed.files), 'file')}, {as_size(removed.size_bytes)}")

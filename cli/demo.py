@@ -153,7 +153,7 @@ def show_results(results: dict[str, "RunResult"], store: "LatentStore", report: 
             (
                 name,
                 WHAT[name],
-                f"{100 * result.test_top1:.1f}",
+                f"{100 * result.test_score:.1f}",
                 interval,
                 f"{result.train_seconds:.0f}",
                 f"{result.images_per_s:.0f}",
@@ -161,7 +161,7 @@ def show_results(results: dict[str, "RunResult"], store: "LatentStore", report: 
         )
     print_table(("run", "from what to what", "test top-1 %", "95 % interval", "seconds", "images/s"), rows)
     for name in ("probe", "teacher"):
-        parts = ", ".join(f"{part} {100 * top1:.1f} %" for part, top1 in list(results[name].branches.items())[1:])
+        parts = ", ".join(f"{part} {100 * score:.1f} %" for part, score in list(results[name].branches.items())[1:])
         typer.echo(f"\nparts of the {name}, and what it makes of some of its input: {parts}")
     for modality in store.modalities:
         note = SOURCES[store.recipe(modality).source].note

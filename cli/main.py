@@ -12,8 +12,9 @@ from cli.cache import app as cache_app
 from cli.data import app as data_app
 from cli.demo import demo
 from cli.doctor import doctor
+from cli.evaluate import evaluate
 from cli.manifest import app as manifest_app
-from cli.model import evaluate, export, predict
+from cli.model import export, predict
 from cli.report import report
 from cli.signals import Interrupted, raise_on_signals
 from cli.sources import app as sources_app

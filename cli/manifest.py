@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from cli.render import ProgressReporter
+from cli.render import ProgressReporter, counted
 from cli.signals import stop_on_signals
+from dla_cache.errors import ManifestError, name_some
 
 if TYPE_CHECKING:
     from dla_cache.ingest import ManifestReport, Repeat
@@ -45,7 +46,13 @@ def make(
     ] = None,
     label_column: Annotated[
         str | None,
-        typer.Option("--label-column", help="Column, JSON field or tar extension of classes (label, class, cls …)."),
+        typer.Option(
+            "--label-column", help="Column, JSON field or tar extension of a class or a list of them (label, cls …)."
+        ),
+    ] = None,
+    label_separator: Annotated[
+        str | None,
+        typer.Option("--label-separator", metavar="TEXT", help="Several classes in one cell, with TEXT between them."),
     ] = None,
     split_column: Annotated[
         str | None, typer.Option("--split-column", help="Column or JSON field of splits (split).")
@@ -76,7 +83,6 @@ def make(
 ) -> None:
     """Check every image of SOURCE once and list the good ones; what is bad is quarantined, with the reason."""
     from dla_cache.candidates import Columns
-    from dla_cache.errors import ManifestError
     from dla_cache.ingest import make_manifest, read_class_names
     from dla_cache.listing import LAYOUTS, list_images
     from dla_cache.shares import parse_allowance, parse_split
@@ -85,17 +91,19 @@ def make(
         raise typer.BadParameter(f"{out} does not end in .parquet", param_hint="--out")
     if layout is not None and layout not in LAYOUTS:
         raise typer.BadParameter(f"{layout} is none of {', '.join(LAYOUTS)}", param_hint="--layout")
+    if label_separator == "":
+        raise typer.BadParameter("it is empty", param_hint="--label-separator")
     shares = _parse("--split", parse_split, split) if split is not None else None
     allowance = _parse("--allow-bad", parse_allowance, allow_bad)
     class_names = read_class_names(classes) if classes is not None else None
     listing = list_images(
         sources,
         layout=layout,
-        columns=Columns(path_column, label_column, split_column, id_column),
+        columns=Columns(path_column, label_column, split_column, id_column, label_separator),
         images=images,
     )
     found_out = "" if layout else " (found out; `--layout` forces another)"
-    typer.echo(f"layout {listing.layout}{found_out}: {printable(listing.remark)}", err=True)
+    typer.echo(f"{'layout':<11} {listing.layout}{found_out}\n{'':<11} {printable(listing.remark)}", err=True)
     with ProgressReporter("check", "images") as reporter, stop_on_signals() as should_stop:
         report = make_manifest(
             listing,
@@ -115,7 +123,8 @@ def make(
     if report.manifest is None:
         bad = [printable(f"{thing.where} {thing.reason}") for thing in report.quarantined]
         raise ManifestError(
-            f"{len(bad)} of {len(bad) + report.n_images} images are quarantined, no manifest is written:"
+            f"{len(bad)} of {counted(len(bad) + report.n_images, 'image')} {'is' if len(bad) == 1 else 'are'}"
+            f" quarantined, so no manifest is written:"
             f" {'; '.join(bad[:SHOWN])}{f'; and {len(bad) - SHOWN} more' if len(bad) > SHOWN else ''}",
             hint=f"see `{printable(str(report.quarantine))}`; mend or remove them, or `--allow-bad {len(bad)}`"
             if report.n_images
@@ -139,21 +148,31 @@ def _show(report: "ManifestReport") -> None:
     n_skipped = sum(report.skipped.values())
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.skipped.items(), key=lambda item: -item[1]))
     n_again = sum(len(repeat.where) - 1 for repeat in report.repeats)
+    empty = [printable(name) for name, count in report.images_per_class.items() if not count]
     lines = {
         "found": f"{report.n_found} = {report.n_images} listed + {len(report.quarantined)} quarantined"
         f" + {n_skipped} skipped{f' ({kinds})' if kinds else ''}",
         "classes": f"{len(report.images_per_class)}: {_counts(report.images_per_class)}",
-        "empty": _names([name for name, count in report.images_per_class.items() if not count]),
+        "multi-label": f"classes per labelled image: {report.classes_per_image:.3g} on average;"
+        f" labelled with none of them: {counted(report.n_without_class, 'image')}",
+        "empty": f"{counted(len(empty), 'class', 'classes')} without an image: {name_some(empty)}",
         "splits": _counts(report.images_per_split),
         "unlabelled": _counts(report.unlabelled_per_split),
-        "duplicates": f"{n_again} repeat another image's bytes: {_repeats(report.repeats)}" if n_again else "",
-        "CONFLICT": f"{len(report.conflicts)} contents have several classes: {_repeats(report.conflicts)}",
-        "LEAK": f"{len(report.leaks)} contents lie in several splits: {_repeats(report.leaks)}",
+        "duplicates": f"{counted(n_again, 'image')} with another's bytes: {_repeats(report.repeats)}",
+        "CONFLICT": f"{counted(len(report.conflicts), 'content')} with several labels: {_repeats(report.conflicts)}",
+        "LEAK": f"{counted(len(report.leaks), 'content')} in several splits: {_repeats(report.leaks)}",
         "quarantine": printable(report.quarantine or ""),
         "manifest": printable(report.manifest or ""),
         "next": _next_command(report) if report.manifest else "",
     }
-    absent = {"classes": not report.images_per_class, "CONFLICT": not report.conflicts, "LEAK": not report.leaks}
+    absent = {
+        "classes": not report.images_per_class,
+        "multi-label": not report.is_multi_label,
+        "empty": not empty,
+        "duplicates": not n_again,
+        "CONFLICT": not report.conflicts,
+        "LEAK": not report.leaks,
+    }
     for name, text in lines.items():
         if text and not absent.get(name, False):
             typer.echo(f"{name:<11} {text}")
@@ -162,12 +181,6 @@ def _show(report: "ManifestReport") -> None:
 def _counts(counts: dict[str, int]) -> str:
     shown = ", ".join(f"{printable(name)} {count}" for name, count in list(counts.items())[:SHOWN_CLASSES])
     return shown if len(counts) <= SHOWN_CLASSES else f"{shown} and {len(counts) - SHOWN_CLASSES} more"
-
-
-def _names(names: Sequence[str]) -> str:
-    from dla_cache.errors import name_some
-
-    return f"{len(names)} classes have no image: {name_some([printable(name) for name in names])}" if names else ""
 
 
 def _repeats(repeats: Sequence["Repeat"]) -> str:

@@ -19,6 +19,7 @@ from cli.page_rerun import Rerun, plan_rerun
 from cli.page_rows import Row, describe_rows, lead_of
 from cli.page_runs import FinishedRun, group_runs, read_runs
 from cli.page_store import StoreFacts, describe_format
+from cli.render import as_size
 from cli.sheet import draw_cache_sheet
 from dla_cache import __version__
 from dla_cache.durable import make_folder, write_durably, writing_to
@@ -75,6 +76,11 @@ class Page:
     def runs(self) -> list[FinishedRun]:
         """In the order of the rows."""
         return [run for row in self.rows for run in row.group.runs]
+
+    @property
+    def metric(self) -> str:
+        """What all runs are measured by."""
+        return self.rows[0].group.first.result.metric
 
     @property
     def single_seed(self) -> list[str]:
@@ -244,12 +250,3 @@ def as_duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
-
-
-def as_size(size_bytes: float) -> str:
-    """Bytes in the unit that keeps the number short."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.0f} {unit}" if unit == "bytes" else f"{size_bytes:.3g} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:,.3g} TB"

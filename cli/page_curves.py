@@ -44,7 +44,7 @@ class Curve:
 
 
 def validation_curve(group: RunGroup) -> Curve:
-    """Validation top-1 by step: one run with its interval over images, several as their mean over seeds."""
+    """Validation score by step: one run with its interval over images, several as their mean over seeds."""
     tables = [{line.step: line.metrics.get(SELECTION) for line in run.metrics} for run in group.runs]
     absent = [run for run, table in zip(group.runs, tables, strict=True) if not table]
     if absent:
@@ -58,7 +58,7 @@ def validation_curve(group: RunGroup) -> Curve:
             points.append(_point(group, step, known))
             continue
         without = [run for run, value in zip(group.runs, values, strict=True) if value is None]
-        gaps.setdefault(f"no validation top-1{_seeds(group, without)}", []).append(step)
+        gaps.setdefault(f"no validation {group.first.result.metric}{_seeds(group, without)}", []).append(step)
         points.append(None)
     return Curve(tuple(points), _name_gaps(group.label, gaps))
 
@@ -67,7 +67,7 @@ def _point(group: RunGroup, step: int, values: Sequence[float]) -> CurvePoint:
     n_images = group.first.n_validation
     if len(values) > 1:
         estimate = over_seeds(values)
-    elif n_images is not None:
+    elif n_images is not None and group.first.result.metric == "top-1":  # no line says what a bootstrap would need
         estimate = over_images(values[0], n_images)
     else:
         return CurvePoint(step, values[0])

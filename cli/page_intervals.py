@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from trainer.evaluate import Accuracy
+from trainer.scores import Accuracy
 
 CONFIDENCE = 0.95
 

@@ -11,6 +11,8 @@ from cli.page_charts import Style
 from cli.page_runs import FinishedRun, RunGroup
 from trainer.config import PLACES
 
+METRIC_IN_WORDS = {"top-1": "Top-1 accuracy", "mAP": "Mean average precision (mAP)"}
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -47,11 +49,12 @@ class Row:
             "learns_from": self.learns_from,
             "learns_by": self.learns_by,
             "n_seeds": len(group.runs),
-            "test_top1": test.value,
+            "metric": group.first.result.metric,
+            "test_score": test.value,
             "test_low": test.low,
             "test_high": test.high,
             "interval_over": test.over,
-            "validation_top1": group.validation,
+            "validation_score": group.validation,
             "train_seconds": group.mean_seconds,
             "images_per_s": group.mean_speed,
             "steps": group.first.steps,
@@ -113,4 +116,5 @@ def lead_of(groups: Sequence[RunGroup]) -> str:
     n_seeds = {len(group.runs) for group in groups}
     seeds = f", each with {n_seeds.pop()} seeds" if len(n_seeds) == 1 and n_seeds != {1} else ""
     students = " A student sees pixels and nothing else when it is tested." if "student" in kinds else ""
-    return f"Top-1 accuracy of {who} on {images} test images of {n_classes} classes{seeds}.{students}"
+    metric = METRIC_IN_WORDS[runs[0].result.metric]
+    return f"{metric} of {who} on {images} test images of {n_classes} classes{seeds}.{students}"

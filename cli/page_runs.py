@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cli.arms import settings_of
-from cli.page_intervals import Estimate, over_images, over_seeds
+from cli.page_intervals import Estimate, over_seeds
 from cli.page_store import StoreFacts, check_trained_on, read_store
 from dla_cache.errors import CheckpointError, RecipeMismatchError, StoreError
 from trainer.checkpoint import MetricsFile
@@ -74,17 +74,21 @@ class RunGroup:
 
     @property
     def test(self) -> Estimate:
-        return self._estimate([run.result.test_top1 for run in self.runs])
+        result = self.first.result
+        return self._estimate([run.result.test_score for run in self.runs], (result.test_low, result.test_high))
 
     @property
     def validation(self) -> float:
-        return self._mean(lambda result: result.validation_top1)
+        return self._mean(lambda result: result.validation_score)
 
     @property
     def branches(self) -> dict[str, Estimate]:
-        """Test top-1 of each part that every run of the group has; the first is the whole model."""
+        """Test score of each part that every run of the group has; the first is the whole model."""
         names = [name for name in self.first.result.branches if all(name in run.result.branches for run in self.runs)]
-        return {name: self._estimate([run.result.branches[name] for run in self.runs]) for name in names}
+        intervals = self.first.result.branch_intervals
+        return {
+            name: self._estimate([run.result.branches[name] for run in self.runs], intervals[name]) for name in names
+        }
 
     @property
     def mean_seconds(self) -> float:
@@ -98,9 +102,11 @@ class RunGroup:
     def _mean(self, of: Callable[[RunResult], float]) -> float:
         return math.fsum(of(run.result) for run in self.runs) / len(self.runs)
 
-    def _estimate(self, values: Sequence[float]) -> Estimate:
-        """One value a run with its interval: over seeds where there are several, else over test images."""
-        return over_seeds(values) if len(values) > 1 else over_images(values[0], self.first.result.test_images)
+    def _estimate(self, values: Sequence[float], of_first: tuple[float, float]) -> Estimate:
+        """One value a run with its interval: over seeds where there are several, else the first's, over test images."""
+        if len(values) > 1:
+            return over_seeds(values)
+        return Estimate(values[0], *of_first, self.first.result.test_images, "images")
 
 
 def read_runs(folders: Sequence[Path], store: Path | None) -> tuple[list[FinishedRun], list[str]]:
@@ -112,6 +118,7 @@ def read_runs(folders: Sequence[Path], store: Path | None) -> tuple[list[Finishe
     Raises:
         CheckpointError: if a folder is no run, the run is not finished, or its records are damaged.
         StoreError, RecipeMismatchError: if `store` is none, or not the one the runs were trained on.
+        RecipeMismatchError: if some have one class an image and others several.
     """
     given = None if store is None else read_store(store)
     opened: dict[Path, StoreFacts | None] = {}
@@ -127,6 +134,12 @@ def read_runs(folders: Sequence[Path], store: Path | None) -> tuple[list[Finishe
         if why_not:
             without.setdefault(why_not, []).append(folder.resolve().name)
         runs.append(FinishedRun(folder.resolve(), config, facts, result, read_metrics(folder), theirs))
+    metrics = sorted({run.result.metric for run in runs})
+    if len(metrics) > 1:
+        raise RecipeMismatchError(
+            f"some runs are measured by {' and others by '.join(metrics)}, which one table cannot compare",
+            hint="report those of one class an image and those of several apart",
+        )
     notes = [
         f"The store of {some_of(list(dict.fromkeys(names)))} {why}: it is left out." for why, names in without.items()
     ]
@@ -170,8 +183,14 @@ def checked_result(folder: Path) -> RunResult:
         CheckpointError: if the run is not finished, or one of its numbers is none.
     """
     result = read_result(folder)
-    fractions = {name: getattr(result, name) for name in ("validation_top1", "test_top1", "test_low", "test_high")}
+    if result.branches.keys() != result.branch_intervals.keys():
+        raise CheckpointError(
+            f"`branches` and `branch_intervals` in `{folder / 'result.json'}` differ", hint="train the run again"
+        )
+    fractions = {name: getattr(result, name) for name in ("validation_score", "test_score", "test_low", "test_high")}
     fractions |= {f"branches.{name}": value for name, value in result.branches.items()}
+    for name, interval in result.branch_intervals.items():
+        fractions |= {f"branch_intervals.{name}.{end}": value for end, value in enumerate(interval)}
     sizes = {name: getattr(result, name) for name in ("test_images", "train_seconds", "images_per_s")}
     # A comparison with NaN is false, so it is among them.
     bad = {name: value for name, value in fractions.items() if not 0 <= value <= 1}

@@ -71,6 +71,25 @@ class ProgressReporter:
         )
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 image`, `2 images`, `1,200 images`; `plural` where it is not the noun with an s."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def as_size(size_bytes: float) -> str:
+    """Bytes in the unit that keeps the number short: `512 bytes`, `1.5 kB`, `20.3 MB`."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "bytes" else f"{size_bytes:.3g} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:,.3g} TB"
+
+
+def left_out(number: int) -> str:
+    """What is said of images of the manifest that were removed from a store before."""
+    return f"left out      {counted(number, 'image')} of the manifest: removed from this store before"
+
+
 def _make_bar(unit: str) -> "Progress":
     from rich import progress
     from rich.console import Console

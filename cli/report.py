@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli.render import print_table
+from cli.render import counted, print_table
 
 
 def report(
@@ -43,12 +43,15 @@ def report(
                 row.sees,
                 f"{100 * test.value:.1f}",
                 f"± {100 * test.half:.1f}" if several else f"{100 * test.low:.1f} to {100 * test.high:.1f}",
-                f"{test.n:,} {test.over}",
+                counted(test.n, test.over.removesuffix("s")),
                 f"{100 * group.validation:.1f}",
-                f"{group.mean_seconds:.0f}",
+                f"{group.mean_seconds:.1f}" if group.mean_seconds < 10 else f"{group.mean_seconds:,.0f}",
             )
         )
-    print_table(("run", "sees", "test top-1 %", "95 % interval", "over", "validation top-1 %", "seconds"), cells)
+    print_table(
+        ("run", "sees", f"test {page.metric} %", "95 % interval", "over", f"validation {page.metric} %", "seconds"),
+        cells,
+    )
     for note in page.notes:
         typer.echo(f"missing: {note}", err=True)
     if page.single_seed:

@@ -8,10 +8,6 @@ import yaml
 
 from dla_cache.errors import SpecError
 
-NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
-"""What PyYAML raises: its own error for bad syntax, and whatever Python says of a value it cannot make, as the 13th
-month of a date, a `0x` without digits, or a tag that the text does not fit."""
-
 
 def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of `mapping` with each `path=value` put in; the value is read as YAML.
@@ -22,14 +18,16 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dic
     Raises:
         SpecError: if an override has no `=`, its value is no YAML, or its path leads through a value.
     """
+    from dla_cache.spec import StrictLoader
+
     result = copy.deepcopy(dict(mapping))
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not all(path.split(".")):
             raise SpecError(f"`--set {override}` is not `path=value`", hint="for example --set shard_size=256")
         try:
-            value = yaml.safe_load(text)
-        except NOT_YAML as error:
+            value = StrictLoader(text).get_single_data()
+        except (yaml.YAMLError, RecursionError) as error:
             raise SpecError(f"the value of `--set {override}` is no YAML: {error}", hint="quote it") from error
         *parents, last = path.split(".")
         place: Any = result

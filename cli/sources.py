@@ -28,8 +28,8 @@ def list_sources(
     if as_json:
         typer.echo(json.dumps({n: {"modality": e.modality, "summary": e.summary} for n, e in SOURCES.items()}))
         return
-    rows = [(name, entry.modality.value, entry.summary) for name, entry in SOURCES.items()]
-    print_table(("source", "modality", "what it does"), rows)
+    for name, entry in SOURCES.items():  # no table: what they do is too long for a column
+        typer.echo(f"{name} ({entry.modality.value})\n    {entry.summary}")
 
 
 @app.command()
@@ -75,7 +75,8 @@ def fit(
 
     train_stage(embedded.autoencoder_stage())
     train_stage(embedded.flow_stage())
-    embedded.fit_ridge()
+    with ProgressReporter("ridge", "images") as reporter:
+        embedded.fit_ridge(reporter.update)
     scores = embedded.export(out)
     if as_json:
         typer.echo(json.dumps(scores))

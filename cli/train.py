@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.device import require_device
-from cli.render import ProgressReporter, print_table
+from cli.render import ProgressReporter, counted, print_table
 from cli.settings import apply_overrides
 from cli.signals import stop_on_signals
 
@@ -64,12 +64,15 @@ def train(
         return
     interval = f"{100 * result.test_low:.1f} to {100 * result.test_high:.1f}"
     rows = [
-        ("validation top-1", f"{100 * result.validation_top1:.1f} %", f"kept step {result.best_step}"),
-        ("test top-1", f"{100 * result.test_top1:.1f} %", f"95 % interval {interval}, {result.test_images} images"),
-        *((f"  {name}", f"{100 * top1:.1f} %", "its part") for name, top1 in list(result.branches.items())[1:]),
+        (f"validation {result.metric}", f"{100 * result.validation_score:.1f} %", f"kept step {result.best_step}"),
+        (
+            f"test {result.metric}",
+            f"{100 * result.test_score:.1f} %",
+            f"95 % interval {interval}, {counted(result.test_images, 'image')}",
+        ),
         *(
-            (f"positions of {span}", f"{ratio:.2f}", "times the norm of their tokens, before training")
-            for span, ratio in result.position_to_content.items()
+            (f"  {name}", f"{100 * score:.1f} %", "of this part or input only")
+            for name, score in list(result.branches.items())[1:]
         ),
         ("training", f"{result.train_seconds:.1f} s", f"{result.images_per_s:.0f} images/s"),
     ]

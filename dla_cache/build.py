@@ -1,12 +1,13 @@
 """Filling a store: for every shard that no record vouches for, decode → encode → write → commit.
 
 Running it again is how to resume. Nothing here knows how many processes build the store: each
-takes the shards of its rank, and whatever is committed is skipped.
+takes the shards of its rank, and whatever is committed is skipped. So are images that were removed
+from the store: the manifest may list them still or no longer, they do not come back.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from dla_cache.store import LatentStore, create_store
 from dla_cache.store.commits import CommitRecord
 from dla_cache.store.content import checked_latents
 from dla_cache.store.layout import IMAGES
+from dla_cache.store.metadata import refuse_unfinished_removal, stored_rows, unchanged_rows, with_removed
 from dla_cache.store.rows import RowTable, StoredImage
 
 if TYPE_CHECKING:
@@ -61,7 +63,9 @@ class BuildReport:
     """What a build did."""
 
     n_images: int
-    """Images of the store."""
+    """Images of the store, without those that were removed."""
+    images_left_out: int
+    """That the manifest lists and that were removed from the store before."""
     images_encoded: int
     """Computed and committed by this run, counted once a modality; not those that another process committed first."""
     images_stored: int
@@ -110,7 +114,8 @@ def build_cache(
         CorruptShardError: if a committed shard of this rank has lost its file, unless `repair`.
         ImageError: if an image is missing, changed or cannot be decoded.
         SourceError: if a source cannot be opened or puts out something that is no latent.
-        StoreError: if the store cannot be written or was built from another spec.
+        StoreError: if the store cannot be written or was built from another spec, if a removal of images from it
+            was not finished and this is no repair, or if images were removed while this ran.
         IncompleteBuildError: if a shard of this rank is missing at the end.
         WorkInterrupted: if `should_stop` said so.
         In every case what is committed stays, and the same call goes on from there.
@@ -125,13 +130,15 @@ def build_cache(
         recipes = {source.recipe.modality.value: source.recipe for source in sources}
         store = create_store(
             store_path,
-            RowTable.from_manifest(manifest),
+            with_removed(stored_rows(store_path), RowTable.from_manifest(manifest)),
             manifest.class_names,
             spec.shard_size,
             recipes,
             layout=spec.layout,
             images=spec.images,
         )
+        if not repair:  # a repair is the way out where the removal met a damaged shard
+            refuse_unfinished_removal(store_path)
         series = [*recipes, *([IMAGES] if spec.images != "none" else [])]
         mine = shards_of_rank(store.shards, rank, world_size)
         withdrawn = _withdraw(store, series, mine, should_stop) if repair else {}
@@ -147,7 +154,7 @@ def build_cache(
         if IMAGES in todo:
             fills[IMAGES] = _fill_images(store, manifest.root, todo[IMAGES])
         committed: list[tuple[str, Shard]] = []
-        images_total = sum(len(shard) for shards in todo.values() for shard in shards)
+        images_total = sum(len(store.kept_rows(shard)) for shards in todo.values() for shard in shards)
         images_done = 0
         for name, fill in fills.items():
             for shard, n_images, is_ours in stack.enter_context(closing(fill)):
@@ -160,10 +167,12 @@ def build_cache(
                     raise _interrupted(store, series)
     for name in series:
         store.consolidate(name)
-    report = _report(store, series, mine, committed, withdrawn, seconds=time.monotonic() - started)
+    listed = manifest.image_ids
+    report = _report(store, listed, series, mine, committed, withdrawn, seconds=time.monotonic() - started)
     if report.content_hash is not None:
         write_card(store)
-    return report
+    with unchanged_rows(store_path, store.metadata):  # else report and card speak of what is no longer there
+        return report
 
 
 def _withdraw(
@@ -187,24 +196,29 @@ def _fill_modality(
     """Encodes and commits shards; yields after every batch its shard, its images, and if they made us commit it."""
     recipe = source.recipe
     modality = recipe.modality.value
-    batches = [
-        (shard, store.rows[start : min(start + batch_size, shard.stop)])
-        for shard in shards
-        for start in range(shard.start, shard.stop, batch_size)
-    ]
+    batches = [batch for shard in shards for batch in _batches_of(store, shard, batch_size)]
     latents: list[NDArray[np.generic]] = []
     shard_started = time.monotonic()
-    with closing(_decoded(image_root, [images for _, images in batches], recipe.source_view_size)) as decoded:
-        for (shard, images), pixels in zip(batches, decoded, strict=True):
+    with closing(_decoded(image_root, [images for _, images, _ in batches], recipe.source_view_size)) as decoded:
+        for (shard, images, is_last), pixels in zip(batches, decoded, strict=True):
             latents.append(_encode(source, images, pixels))
             is_ours = False
-            if images[-1].row == shard.stop - 1:
+            if is_last:
                 seconds = time.monotonic() - shard_started
                 is_ours = store.write_shard(modality, shard, np.concatenate(latents), seconds=seconds, device=device)
                 store.consolidate(modality, at_least=LOOSE_RECORDS)
                 latents = []
                 shard_started = time.monotonic()
             yield shard, len(images), is_ours
+
+
+def _batches_of(
+    store: LatentStore, shard: Shard, batch_size: int
+) -> Iterator[tuple[Shard, Sequence[StoredImage], bool]]:
+    """The images of a shard that were not removed, and whether they are its last: one empty batch if there are none."""
+    kept = [store.rows[row] for row in store.kept_rows(shard).tolist()]
+    for start in range(0, max(len(kept), 1), batch_size):
+        yield shard, kept[start : start + batch_size], start + batch_size >= len(kept)
 
 
 def _fill_images(
@@ -217,12 +231,12 @@ def _fill_images(
 
     for shard in shards:
         started = time.monotonic()
-        images = store.rows[shard.start : shard.stop]
+        images = [store.rows[row] for row in store.kept_rows(shard).tolist()]
         with closing(_ahead(read, [images])) as batches:
             contents = [content for batch in batches for content in batch]
         is_ours = store.write_images(shard, contents, seconds=time.monotonic() - started)
         store.consolidate(IMAGES, at_least=LOOSE_RECORDS)
-        yield shard, len(shard), is_ours
+        yield shard, len(images), is_ours
 
 
 def _decoded(
@@ -257,6 +271,8 @@ def _ahead(
 def _encode(source: "LatentSource", images: Sequence[StoredImage], pixels: Sequence[Pixels]) -> NDArray[np.generic]:
     """Checked raw latents of one batch, [len(images), *shape]."""
     recipe = source.recipe
+    if not images:
+        return np.empty((0, *recipe.format.shape), recipe.format.dtype)
     image_ids = [image.image_id for image in images]
     seeds = [sample_seed(recipe.seed, recipe.modality.value, image_id) for image_id in image_ids]
     return checked_latents(source.encode(np.stack(pixels), seeds), recipe.format, image_ids)
@@ -273,6 +289,7 @@ def _interrupted(store: LatentStore, series: Collection[str]) -> WorkInterrupted
 
 def _report(
     store: LatentStore,
+    listed: Sequence[str],
     series: Collection[str],
     mine: Sequence[Shard],
     committed: Sequence[tuple[str, Shard]],
@@ -286,9 +303,10 @@ def _report(
             store.require_complete([name])
     is_complete = not any(store.missing(modality) for modality in store.modalities)
     return BuildReport(
-        n_images=len(store.rows),
-        images_encoded=sum(len(shard) for name, shard in committed if name != IMAGES),
-        images_stored=sum(len(shard) for name, shard in committed if name == IMAGES),
+        n_images=len(store.rows.kept_ids),
+        images_left_out=sum(image_id in store.rows.removed_ids for image_id in listed),
+        images_encoded=sum(len(store.kept_rows(shard)) for name, shard in committed if name != IMAGES),
+        images_stored=sum(len(store.kept_rows(shard)) for name, shard in committed if name == IMAGES),
         shards_committed=len(committed),
         shards_repaired=sum(len(records) for records in withdrawn.values()),
         shards_changed=changed_shards(store, withdrawn),

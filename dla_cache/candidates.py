@@ -5,8 +5,8 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -39,6 +39,8 @@ class Columns:
     label: str | None = None
     split: str | None = None
     image_id: str | None = None
+    label_separator: str | None = None
+    """What stands between the labels of a text; None if a text is one label."""
 
 
 USUAL_COLUMNS = {
@@ -59,7 +61,8 @@ class Candidate:
     """POSIX path relative to the listing's root, or a byte range of a file there, see `RANGE`."""
     where: str
     """Where it was found, for people."""
-    class_name: str | None = None
+    class_names: tuple[str, ...] | None = None
+    """Sorted, each once; empty if the image is labelled and has none of the classes, None if it is not labelled."""
     split: str | None = None
 
 
@@ -127,43 +130,89 @@ def choose_columns(present: Sequence[str], asked: Columns, usual: Mapping[str, S
                 hint=f"give {option} one of {name_some(present, shown=10)}" if present else "there is none at all",
             )
         chosen[role] = name or next((name for name in usual.get(role, ()) if name in present), None)
-    return Columns(**chosen)
+    if asked.label_separator is not None and chosen["label"] is None:
+        raise ManifestError("there is no column or field of labels to split", hint="name it by `--label-column`")
+    return replace(asked, **chosen)
 
 
 def make_candidate(where: str, uri: str, id_text: str, cells: Mapping[str, Any], columns: Columns) -> Found:
     """The candidate that a row of cells describes; `id_text` is its ID where no column has one.
 
     Raises:
-        ManifestError: if the label is a list, or a cell is not what its column is for.
+        ManifestError: if a cell is not what its column is for.
     """
     text = id_text if columns.image_id is None else text_of(cells.get(columns.image_id))
     if text is None:
         return Quarantined(where, "has no ID")
-    class_name = class_name_of(cells.get(columns.label), columns.label) if columns.label else None
+    names = class_names_of(cells.get(columns.label), columns.label, columns.label_separator) if columns.label else None
+    if names is not None and None in names:
+        return Quarantined(where, "has a list of labels in which one is null, empty or no name")
+    class_names = None if names is None else tuple(sorted({name for name in names if name is not None}))
     split = text_of(cells.get(columns.split)) if columns.split else None
-    return Candidate(escape_id(text), uri, where, class_name, split)
+    return Candidate(escape_id(text), uri, where, class_names, split)
 
 
-def describe_columns(columns: Columns, id_text: str) -> str:
+def describe_columns(columns: Columns, id_text: str, *, is_multi_label: bool) -> str:
     """Where classes, splits and IDs come from, for people."""
-    classes = f"classes from `{columns.label}`" if columns.label else "no classes"
+    number = "any number of classes" if is_multi_label else "classes"
+    classes = f"{number} from `{columns.label}`" if columns.label else "no classes"
     splits = f"splits from `{columns.split}`" if columns.split else "no splits"
     return f"{classes}, {splits}, IDs from {f'`{columns.image_id}`' if columns.image_id else id_text}"
+
+
+def class_names_of(value: object, column: str, separator: str | None) -> list[str | None] | None:
+    """The classes that a cell lists, None among them for what cannot be one; None for a cell that is empty.
+
+    Args:
+        separator: splits a text, whose empty pieces count for nothing; None takes a text for one name.
+
+    Raises:
+        ManifestError: if the cell holds something that is neither a name nor a list of them.
+    """
+    if isinstance(value, list | tuple):
+        return [None if _is_no_name(element) else class_name_of(element, column) for element in value]
+    name = class_name_of(value, column)
+    if name is None:
+        return None
+    if separator is None:
+        return [name]
+    return [piece.strip() for piece in name.split(separator) if piece.strip()] or None
+
+
+def refuse_vectors(cells: Iterable[object], column: str) -> None:
+    """Refuses a column of lists that say yes or no for every class: read as classes, nearly all would be `0` and `1`.
+
+    Those are lists of one length above 1 that hold nothing but 0 and 1; as classes they would all be [0, 1].
+
+    Raises:
+        ManifestError: if the lists are such.
+    """
+    lists = [cell for cell in cells if isinstance(cell, list)]
+    lengths = {len(cell) for cell in lists}
+    if len(lengths) != 1 or max(lengths) < 2 or all(cell == [0, 1] for cell in lists):
+        return
+    if all(isinstance(element, int | float) and element in (0, 1) for cell in lists for element in cell):
+        raise ManifestError(
+            f"every list in `{column}` has {lengths.pop()} numbers, each 0 or 1: yes or no for every class",
+            hint="list the names or indices of the classes that an image has, in place of `[0, 1, 0]` that is `[1]`",
+        )
+
+
+def _is_no_name(element: object) -> bool:
+    """Whether it is a truth value or a fraction, as in a list that says yes or no, or how much, for every class."""
+    return isinstance(element, bool) or (isinstance(element, float) and not element.is_integer())
 
 
 def class_name_of(value: object, column: str) -> str | None:
     """The class that a cell names, in Unicode's composed form; None if it is empty.
 
     Raises:
-        ManifestError: if the cell holds several labels, or something that is no name.
+        ManifestError: if the cell holds something that is no name.
     """
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | Mapping | bytes):
         raise ManifestError(
-            f"`{column}` holds lists: images with several labels are not supported yet",
-            hint="give each image one class, or name another column by `--label-column`",
+            f"`{column}` holds neither class names nor lists of them", hint="name another column by `--label-column`"
         )
-    if isinstance(value, Mapping | bytes):
-        raise ManifestError(f"`{column}` holds no class names", hint="name another column by `--label-column`")
     text = text_of(value)
     return None if text is None else unicodedata.normalize("NFC", text)
 

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -30,6 +30,7 @@ from dla_cache.shards import Shard
 from dla_cache.spec import LatentFormat, Modality, Recipe
 from dla_cache.store import LatentStore, create_store
 from dla_cache.store.content import checked_latents
+from dla_cache.store.metadata import refuse_unfinished_removal, stored_rows, unchanged_rows, with_removed
 from dla_cache.store.rows import RowTable
 
 ALIASES = {"pc": Modality.SHAPE, "3d": Modality.SHAPE}
@@ -64,7 +65,9 @@ class ImportReport:
     """What an import did."""
 
     n_images: int
-    """Images of the store."""
+    """Images of the store, without those that were removed."""
+    images_left_out: int
+    """That the manifest lists and that were removed from the store before."""
     images_imported: int
     """Committed by this run."""
     missing: tuple[str, ...]
@@ -186,7 +189,8 @@ def import_latents(
         SourceError: if files and images cannot be matched, or a file cannot be read.
         MissingLatentError: if images have no latent, unless `skip_missing`.
         LatentShapeError, NonFiniteLatentError: if a latent is not like the first, or has a value that cannot be stored.
-        StoreError: if the store cannot be written or was built from something else.
+        StoreError: if the store cannot be written or was built from something else, if a removal of images from it
+            was not finished, or if images were removed while this ran.
         WorkInterrupted: if `should_stop` said so.
         In every case what is committed stays, and the same call goes on from there.
     """
@@ -194,8 +198,15 @@ def import_latents(
     name = name or folder.resolve().name
     if not re.fullmatch("[A-Za-z0-9._-]+", name):
         raise SpecError(f"`{name}` is no name for a set of latents", hint="--name with letters, digits, `.`, `_`, `-`")
-    files = match_files(folder, manifest)
-    _check_all_match(folder, files, len(manifest), skip_missing, allow_extra)
+    before = stored_rows(store_path)
+    matched = match_files(folder, manifest)
+    files = _without(matched, frozenset() if before is None else before.removed_ids)
+    if matched.file_of and not files.file_of:
+        raise SourceError(
+            f"all {len(matched.file_of)} images with a latent in `{folder}` were removed from `{store_path}`",
+            hint="nothing is left to import: a removed image does not come back",
+        )
+    _check_all_match(folder, files, len(files.file_of) + len(files.missing), skip_missing, allow_extra)
     chosen = Manifest(
         manifest.table.filter(pa.array([image_id in files.file_of for image_id in manifest.image_ids])),
         manifest.class_names,
@@ -208,7 +219,7 @@ def import_latents(
         source=f"import:{name}",
         weights_sha256="",
         parameters={
-            "files": ", ".join(sorted({path.suffix.lower() for path in files.file_of.values()})),
+            "files": ", ".join(sorted({path.suffix.lower() for path in matched.file_of.values()})),
             "file_dtype": found.file_dtype,
             **({"key": key} if key else {}),
             **({"leading_axis": "dropped"} if found.drops_leading_axis else {}),
@@ -218,24 +229,25 @@ def import_latents(
         source_view_size=1,  # the field must be there; the parameter above says that nothing is known
         format=found.format,
     )
-    rows = RowTable.from_manifest(chosen)
+    rows = with_removed(before, RowTable.from_manifest(chosen))
     store = create_store(store_path, rows, chosen.class_names, shard_size, {modality.value: recipe}, layout=layout)
+    refuse_unfinished_removal(store_path)
     require_shards(store, modality.value, store.shards)
     committed = store.committed(modality.value)
     todo = [shard for shard in store.shards if shard.index not in committed]
     _check_same_files(store, modality.value, [store.shards[index] for index in sorted(committed)], files, key, found)
-    total, done = sum(len(shard) for shard in todo), 0
+    kept_ids = {shard.index: [store.rows.image_ids[row] for row in store.kept_rows(shard).tolist()] for shard in todo}
+    total, done = sum(len(image_ids) for image_ids in kept_ids.values()), 0
     imported = 0
     for shard in todo:
         shard_started = time.monotonic()
-        latents = _read_shard(
-            [files.file_of[image_id] for image_id in store.rows.image_ids[shard.start : shard.stop]], key, found
-        )
+        image_ids = kept_ids[shard.index]
+        latents = _read_shard([files.file_of[image_id] for image_id in image_ids], key, found)
         seconds = time.monotonic() - shard_started
         if store.write_shard(modality.value, shard, latents, seconds=seconds, device="import"):
-            imported += len(shard)
+            imported += len(image_ids)
         store.consolidate(modality.value, at_least=LOOSE_RECORDS)
-        done += len(shard)
+        done += len(image_ids)
         if on_progress is not None:
             on_progress(done, total)
         if should_stop is not None and done < total and should_stop():
@@ -243,8 +255,9 @@ def import_latents(
     store.consolidate(modality.value)
     write_card(store)
     is_complete = not any(store.missing(other) for other in store.modalities)
-    return ImportReport(
-        n_images=len(store.rows),
+    report = ImportReport(
+        n_images=len(store.rows.kept_ids),
+        images_left_out=sum(image_id in store.rows.removed_ids for image_id in manifest.image_ids),
         images_imported=imported,
         missing=files.missing,
         extra=files.extra,
@@ -253,6 +266,15 @@ def import_latents(
         seconds=time.monotonic() - started,
         content_hash=store.content_hash() if is_complete else None,
     )
+    with unchanged_rows(store_path, store.metadata):  # else report and card speak of what is no longer there
+        return report
+
+
+def _without(files: LatentFiles, removed_ids: frozenset[str]) -> LatentFiles:
+    """The files but those of images that were removed from the store, which are not missing either."""
+    file_of = {image_id: path for image_id, path in files.file_of.items() if image_id not in removed_ids}
+    missing = tuple(image_id for image_id in files.missing if image_id not in removed_ids)
+    return replace(files, file_of=file_of, missing=missing)
 
 
 def _check_same_files(
@@ -271,12 +293,14 @@ def _check_same_files(
         RecipeMismatchError: naming the first file that has changed.
     """
     for shard in shards:
-        path = files.file_of[store.rows.image_ids[shard.start]]
-        stored = store.read(modality, np.array([shard.start]))
-        now = checked_latents(_read_shard([path], key, found), found.format, [store.rows.image_ids[shard.start]])
+        first = store.kept_rows(shard)[:1]
+        image_ids = [store.rows.image_ids[row] for row in first.tolist()]
+        paths = [files.file_of[image_id] for image_id in image_ids]
+        stored = store.read(modality, first)
+        now = checked_latents(_read_shard(paths, key, found), found.format, image_ids)
         if now.tobytes() != stored.tobytes():
             raise RecipeMismatchError(
-                f"`{shown(path)}` holds another latent than `{store.path}` has of it",
+                f"`{shown(paths[0])}` holds another latent than `{store.path}` has of it",
                 hint="give these latents a `--name` of their own and a new store, or restore the files",
             )
 
@@ -302,7 +326,9 @@ def _check_all_match(folder: Path, files: LatentFiles, n_images: int, skip_missi
 
 
 def _read_shard(paths: Sequence[Path], key: str | None, found: ImportedFormat) -> NDArray[np.generic]:
-    """The latents of some files, [n, *shape] in the files' dtype."""
+    """The latents of some files, [n, *shape] in the files' dtype; of no file in the stored one."""
+    if not paths:
+        return np.empty((0, *found.format.shape), found.format.dtype)
     latents: list[NDArray[np.generic]] = []
     for path in paths:
         latent, file_dtype = read_latent(path, key)

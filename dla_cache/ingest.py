@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -25,7 +25,7 @@ from dla_cache.durable import locked_folder, make_folder, write_durably, writing
 from dla_cache.errors import ImageError, ManifestError, WorkInterrupted, name_some
 from dla_cache.images import decode_image
 from dla_cache.listing import Listing
-from dla_cache.manifest import ManifestRow, read_manifest, write_manifest
+from dla_cache.manifest import Label, ManifestRow, classes_of, read_manifest, write_manifest
 from dla_cache.shares import NOTHING_BAD, Allowance, Shares
 from dla_cache.tars import read_range
 
@@ -65,8 +65,8 @@ class Repeat:
     """Images of one content, in the order of IDs."""
 
     where: tuple[str, ...]
-    class_names: tuple[str, ...]
-    """The different ones; more than one is a conflict."""
+    labels: tuple[tuple[str, ...], ...]
+    """The different labels, each the classes of one image; more than one is a conflict."""
     splits: tuple[str, ...]
 
 
@@ -86,8 +86,14 @@ class ManifestReport:
     quarantined: tuple[Quarantined, ...]
     skipped: dict[str, int]
     """How many of each kind."""
+    is_multi_label: bool
+    """Whether an image may have any number of classes."""
     images_per_class: dict[str, int]
-    """In the order of the class map."""
+    """In the order of the class map; an image counts for each of its classes."""
+    classes_per_image: float
+    """Mean number over the labelled images; 0 if there is none."""
+    n_without_class: int
+    """Images that are labelled and have none of the classes."""
     images_per_split: dict[str, int]
     unlabelled_per_split: dict[str, int]
     repeats: tuple[Repeat, ...]
@@ -97,8 +103,8 @@ class ManifestReport:
 
     @property
     def conflicts(self) -> tuple[Repeat, ...]:
-        """Contents that have more than one class."""
-        return tuple(repeat for repeat in self.repeats if len(repeat.class_names) > 1)
+        """Contents that are labelled in more than one way."""
+        return tuple(repeat for repeat in self.repeats if len(repeat.labels) > 1)
 
     @property
     def leaks(self) -> tuple[Repeat, ...]:
@@ -135,7 +141,7 @@ def make_class_map(listing: Listing, given: Sequence[str] | None) -> tuple[str, 
     Raises:
         ManifestError: if a class is found that is not among those given.
     """
-    found = {candidate.class_name for candidate in listing.candidates if candidate.class_name is not None}
+    found = {name for candidate in listing.candidates for name in candidate.class_names or ()}
     if given is not None:
         unknown = sorted(found.difference(given))
         if unknown:
@@ -147,6 +153,17 @@ def make_class_map(listing: Listing, given: Sequence[str] | None) -> tuple[str, 
     if all(re.fullmatch("[0-9]{1,18}", name) for name in found):
         return tuple(sorted(found, key=lambda name: (int(name), name)))
     return tuple(sorted(found))
+
+
+def label_of(class_names: tuple[str, ...] | None, index_of: Mapping[str, int], *, is_multi_label: bool) -> Label | None:
+    """The label of an image of these classes: exactly one, unless the manifest is multi-label."""
+    if class_names is None:
+        return None
+    indices = sorted(index_of[name] for name in class_names)
+    if is_multi_label:
+        return tuple(indices)
+    [index] = indices
+    return index
 
 
 def take_evenly(candidates: Sequence[Candidate], limit: int | None) -> Sequence[Candidate]:
@@ -223,7 +240,7 @@ def make_manifest(
     started = time.monotonic()
     _check_out(out)
     class_map = make_class_map(listing, class_names)
-    label_of = {name: label for label, name in enumerate(class_map)}
+    index_of = {name: index for index, name in enumerate(class_map)}
     quarantined = list(listing.quarantined)
     candidates = listing.candidates
     if split is None and any(candidate.split for candidate in candidates):
@@ -252,7 +269,7 @@ def make_manifest(
         ManifestRow(
             image_id=image.candidate.image_id,
             uri=image.candidate.uri,
-            label=None if image.candidate.class_name is None else label_of[image.candidate.class_name],
+            label=label_of(image.candidate.class_names, index_of, is_multi_label=listing.is_multi_label),
             split=split_of(image, split),
             sha256=image.sha256,
             width=image.width,
@@ -270,8 +287,11 @@ def make_manifest(
             hint="an image is lost or counted twice, which is a fault of dla: report it",
         )
     is_allowed = bool(rows) and allowance.covers(len(quarantined), len(rows) + len(quarantined))
-    _write(out, rows if is_allowed else [], class_map, quarantined)
-    per_label = Counter(row.label for row in rows)
+    _write_quarantine(out, quarantined)
+    if is_allowed:
+        write_manifest(out, rows, class_map, multi_label=listing.is_multi_label)
+    labels = [classes_of(row.label) for row in rows if row.label is not None]
+    images_of = Counter(index for label in labels for index in label)
     return ManifestReport(
         layout=listing.layout,
         root=str(listing.root),
@@ -281,7 +301,10 @@ def make_manifest(
         n_images=len(rows),
         quarantined=tuple(quarantined),
         skipped={kind: count for kind, count in sorted(skipped.items()) if count},
-        images_per_class={name: per_label[label] for name, label in label_of.items()},
+        is_multi_label=listing.is_multi_label,
+        images_per_class={name: images_of[index] for name, index in index_of.items()},
+        classes_per_image=images_of.total() / len(labels) if labels else 0.0,
+        n_without_class=labels.count(()),
         images_per_split=_count(row.split for row in rows),
         unlabelled_per_split=_count(row.split for row in rows if row.label is None),
         repeats=find_repeats(checked, split),
@@ -327,7 +350,7 @@ def find_repeats(checked: Iterable[CheckedImage], split: str | Shares | None) ->
     return tuple(
         Repeat(
             tuple(image.candidate.where for image in images),
-            tuple(sorted({image.candidate.class_name for image in images if image.candidate.class_name is not None})),
+            tuple(sorted({image.candidate.class_names for image in images if image.candidate.class_names is not None})),
             tuple(sorted({split_of(image, split) for image in images})),
         )
         for images in images_of.values()
@@ -335,10 +358,8 @@ def find_repeats(checked: Iterable[CheckedImage], split: str | Shares | None) ->
     )
 
 
-def _write(
-    out: Path, rows: Sequence[ManifestRow], class_map: Sequence[str], quarantined: Sequence[Quarantined]
-) -> None:
-    """Writes the manifest unless there is no row; writes the list of what is quarantined, or removes an old one."""
+def _write_quarantine(out: Path, quarantined: Sequence[Quarantined]) -> None:
+    """Writes the list of what is quarantined, or removes an old one."""
     with writing_to(out.parent):
         make_folder(out.parent)
         with locked_folder(out.parent):
@@ -347,5 +368,3 @@ def _write(
                 write_durably(quarantine_path(out), lines.encode())
             else:
                 quarantine_path(out).unlink(missing_ok=True)
-    if rows:
-        write_manifest(out, rows, class_map)

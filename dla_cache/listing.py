@@ -53,6 +53,8 @@ class Listing:
     layout: str
     remark: str
     """How classes, splits and IDs come from it, one line."""
+    is_multi_label: bool
+    """Whether an image may have any number of classes."""
     root: Path
     """Folder that the URIs start from."""
     n_found: int
@@ -74,8 +76,7 @@ def list_images(
         images: folder that a table's paths start from; None for the table's own.
 
     Raises:
-        ManifestError: if there is no image, the sources do not fit the layout, a table or a shard is damaged,
-            or an image has several labels.
+        ManifestError: if there is no image, the sources do not fit the layout, or a table or a shard is damaged.
     """
     columns = columns or Columns()
     source = sources[0]
@@ -105,7 +106,7 @@ def _is_file(path: Path, suffixes: tuple[str, ...]) -> bool:
     return os.path.isfile(path) and path.name.lower().endswith(suffixes)
 
 
-def _listing(layout: str, root: Path, found: Sequence[Found], remark: str) -> Listing:
+def _listing(layout: str, root: Path, found: Sequence[Found], remark: str, is_multi_label: bool = False) -> Listing:
     """Sorts what was found into three, and quarantines all candidates of one ID but the first."""
     candidates: dict[str, Candidate] = {}
     quarantined: list[Quarantined] = []
@@ -124,19 +125,22 @@ def _listing(layout: str, root: Path, found: Sequence[Found], remark: str) -> Li
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items())) or "nothing at all"
         raise ManifestError(f"`{root}` holds no image, but {kinds}", hint="check the path, or force a `--layout`")
     in_order = tuple(candidates[image_id] for image_id in sorted(candidates))
-    return Listing(layout, remark, root, len(found), in_order, tuple(quarantined), dict(sorted(skipped.items())))
+    kinds_skipped = dict(sorted(skipped.items()))
+    return Listing(layout, remark, is_multi_label, root, len(found), in_order, tuple(quarantined), kinds_skipped)
 
 
 def _list_folder(root: Path, layout: str | None, columns: Columns) -> Listing:
     found = sorted(_walk(root), key=lambda thing: thing.where)
     layout = layout or _detect_layout(found)
     if layout != "webdataset":
+        if columns.label_separator is not None:
+            raise ManifestError(f"`{root}` has its classes from folders, one an image", hint="drop `--label-separator`")
         return _listing(layout, root, [_with_class(thing, layout) for thing in found], FOLDER_REMARKS[layout])
     shards = {thing.where for thing in found if isinstance(thing, Skipped) and thing.kind == ".tar"}
-    samples, remark = find_samples(root, sorted(shards), columns)
+    samples, remark, is_multi_label = find_samples(root, sorted(shards), columns)
     others = [thing for thing in found if thing.where not in shards]
     loose = [Skipped(thing.where, "not in a tar") if isinstance(thing, Candidate) else thing for thing in others]
-    return _listing(layout, root, [*samples, *loose], remark)
+    return _listing(layout, root, [*samples, *loose], remark, is_multi_label)
 
 
 def _walk(root: Path) -> Iterator[Found]:
@@ -206,4 +210,5 @@ def _with_class(thing: Found, layout: str) -> Found:
     folders = PurePosixPath(thing.uri).parts[:-1]
     depth = {"flat": 0, "folders": 1, "split-folders": 2}[layout]
     class_name = class_name_of(folders[depth - 1], "folder") if depth and len(folders) >= depth else None
-    return replace(thing, class_name=class_name, split=folders[0] if depth == 2 and folders else None)
+    class_names = None if class_name is None else (class_name,)
+    return replace(thing, class_names=class_names, split=folders[0] if depth == 2 and folders else None)

@@ -6,9 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dla_cache.durable import locked_folder, make_folder, write_durably
 from dla_cache.errors import ManifestError, name_some
@@ -17,19 +19,34 @@ from dla_cache.spec import canonical_json
 
 FORMAT = 1
 
-SCHEMA = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("label", pa.int32()),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("sha256", pa.string(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-    ]
-)
+Label = int | tuple[int, ...]
+"""Index into the class names; a sorted tuple of distinct ones where images may have several, the empty tuple for an
+image that has none of the classes."""
 
-COLUMNS_HINT = f"they are {', '.join(f'`{field.name}` {field.type}' for field in SCHEMA)}; only `label` may be null"
+
+def schema_of(*, is_multi_label: bool) -> pa.Schema:
+    """The columns; a label is one class index, or a list of them."""
+    return pa.schema(
+        [
+            pa.field("image_id", pa.string(), nullable=False),
+            pa.field("uri", pa.string(), nullable=False),
+            pa.field(
+                "label", pa.list_(pa.field("element", pa.int32(), nullable=False)) if is_multi_label else pa.int32()
+            ),
+            pa.field("split", pa.string(), nullable=False),
+            pa.field("sha256", pa.string(), nullable=False),
+            pa.field("width", pa.int32(), nullable=False),
+            pa.field("height", pa.int32(), nullable=False),
+        ]
+    )
+
+
+COLUMNS = schema_of(is_multi_label=False).names
+
+COLUMNS_HINT = (
+    f"they are {', '.join(f'`{field.name}` {field.type}' for field in schema_of(is_multi_label=False))}; only `label`"
+    " may be null, and holds lists of int32 where images may have several"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +57,8 @@ class ManifestRow:
     """`[A-Za-z0-9_-]+`, unique: the key that joins everything."""
     uri: str
     """POSIX path relative to the manifest's folder."""
-    label: int | None
-    """Index into the class names; None for an unlabelled image."""
+    label: Label | None
+    """None for an unlabelled image; of one manifest all others are indices, or all are tuples."""
     split: str
     sha256: str
     """Of the file's bytes, hexadecimal."""
@@ -65,6 +82,11 @@ class Manifest:
         return list(self.table["image_id"].to_pylist())
 
     @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have any number of classes: then labels are tuples."""
+        return is_list(self.table.schema.field("label").type)
+
+    @property
     def digest(self) -> str:
         """sha256 of all rows and class names. It identifies a build only: a join needs less."""
         digest = hashlib.sha256(canonical_json(self.class_names).encode())
@@ -76,7 +98,8 @@ class Manifest:
         """All rows in order."""
         for batch in self.table.to_batches():
             for row in batch.to_pylist():
-                yield ManifestRow(**row)
+                label = row.pop("label")
+                yield ManifestRow(**row, label=tuple(label) if isinstance(label, list) else label)
 
     def select(self, splits: Sequence[str]) -> "Manifest":
         """The rows of some splits, in the same order.
@@ -100,6 +123,11 @@ class Manifest:
         return path_of(self.root, uri)
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
 def path_of(root: Path, uri: str) -> Path:
     """The file behind a URI that starts from the folder `root`.
 
@@ -117,21 +145,39 @@ def is_safe_uri(uri: str) -> bool:
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not set(uri) & {"\\", "\0"}
 
 
-def write_manifest(path: Path, rows: Iterable[ManifestRow], class_names: Sequence[str]) -> Manifest:
+def write_manifest(
+    path: Path, rows: Iterable[ManifestRow], class_names: Sequence[str], *, multi_label: bool | None = None
+) -> Manifest:
     """Checks the rows and writes them, whole or not at all.
+
+    Args:
+        multi_label: whether images may have several classes; None takes it from the rows, so that one without any
+            label is a manifest of one class an image.
 
     Raises:
         ManifestError: if the rows contradict themselves, or the file cannot be written.
     """
+    rows = list(rows)
+    if multi_label is None:
+        multi_label = any(isinstance(row.label, tuple) for row in rows)
+    strays = [
+        str(row.image_id) for row in rows if row.label is not None and isinstance(row.label, tuple) != multi_label
+    ]
+    if strays:
+        raise ManifestError(
+            f"labels are of two kinds, or not of the one asked for: {name_some(strays)} and others",
+            hint="give every image one class index, or every image a tuple of them; None to one without a label",
+        )
     values = [asdict(row) for row in rows]
+    schema = schema_of(is_multi_label=multi_label)
     try:
-        table = pa.Table.from_pylist(values, schema=SCHEMA).cast(SCHEMA)  # the cast sees nulls
+        table = pa.Table.from_pylist(values, schema=schema).cast(schema)  # the cast sees nulls
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise ManifestError(f"rows do not fit the manifest's columns: {error}", hint=COLUMNS_HINT) from error
-    altered = [str(row["image_id"]) for row, kept in zip(values, table.to_pylist(), strict=True) if row != kept]
+    manifest = Manifest(table, tuple(class_names), path.parent)
+    altered = [str(row.image_id) for row, kept in zip(rows, manifest.rows(), strict=True) if row != kept]
     if altered:  # Arrow cuts a label of .5 down to 0
         raise ManifestError(f"rows do not fit the manifest's columns: {name_some(altered)}", hint=COLUMNS_HINT)
-    manifest = Manifest(table, tuple(class_names), path.parent)
     check_manifest(manifest)
     facts = canonical_json({"format": FORMAT, "class_names": list(class_names)})
     content = to_parquet(table.replace_schema_metadata({"dla": facts}))
@@ -158,7 +204,11 @@ def read_manifest(path: Path) -> Manifest:
         ) from error
     class_names = _read_class_names(table, path)
     try:
-        table = table.select(SCHEMA.names).cast(SCHEMA)
+        table = table.select(COLUMNS)
+        is_multi_label = is_list(table.schema.field("label").type)
+        table = table.cast(schema_of(is_multi_label=is_multi_label))
+        if is_multi_label and pc.list_flatten(table["label"]).null_count:  # which the cast lets pass
+            raise ValueError("a list of `label` has a null in it")
         table.validate(full=True)  # else broken UTF-8 is noticed by whoever reads the row
     except (pa.ArrowException, KeyError, ValueError, NotImplementedError) as error:
         raise ManifestError(
@@ -219,8 +269,12 @@ def check_manifest(manifest: Manifest) -> None:
             lambda row: is_safe_uri(row.uri),
             "write it with `/`, relative to the manifest's folder",
         ),
+        "have a list of labels out of order, or one twice in it": (
+            lambda row: not isinstance(row.label, tuple) or _is_sorted_set(row.label),
+            "list the class indices of an image in ascending order, each once",
+        ),
         "have a label outside the class map": (
-            lambda row: row.label is None or 0 <= row.label < n_classes,
+            lambda row: all(0 <= index < n_classes for index in classes_of(row.label)),
             f"labels lie in [0, {n_classes}); leave it null for an unlabelled image",
         ),
         "have no split": (lambda row: bool(row.split), "name a split for each image"),
@@ -238,6 +292,17 @@ def check_manifest(manifest: Manifest) -> None:
     for fault, image_ids in faulty.items():
         if image_ids:
             raise ManifestError(f"images {fault}: {name_some(image_ids)}", hint=faults[fault][1])
+
+
+def classes_of(label: Label | None) -> tuple[int, ...]:
+    """The class indices of an image, none if it is unlabelled or has none of the classes."""
+    if label is None:
+        return ()
+    return label if isinstance(label, tuple) else (label,)
+
+
+def _is_sorted_set(indices: Sequence[int]) -> bool:
+    return all(first < second for first, second in pairwise(indices))
 
 
 def _check_class_names(class_names: Sequence[object]) -> None:

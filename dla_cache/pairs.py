@@ -3,30 +3,37 @@
 Legend: B images of a batch, H and W pixels of an image, which may have a size of its own.
 """
 
+import hashlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dla_cache.errors import StoreError
+from dla_cache.errors import MissingLatentError, StoreError, name_some
 from dla_cache.images import Pixels, read_image_bytes
-from dla_cache.manifest import path_of
+from dla_cache.joined import JoinedStore
+from dla_cache.manifest import Label, path_of
+from dla_cache.order import BlockShuffle, ShuffleQuality, measure_shuffle, order_of
 from dla_cache.store import LatentStore
 from dla_cache.store.layout import IMAGES
+from dla_cache.store.rows import StoredImage
 
 BATCHES_AHEAD = 4
 """Batches that wait, ready, while one is worked on."""
 
 Decode = Callable[[bytes, str], Pixels]
 """From a file's bytes and its image ID to pixels, uint8 [3, H, W]."""
+
+STATE_FORMAT = "dla-pairs-1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,107 +44,259 @@ class PairBatch:
     rows: NDArray[np.int64]
     """[B], rows of the store."""
     pixels: tuple[Pixels, ...]
-    """B arrays uint8 [3, H, W], each of its own size and read-only: the stream may hand them out again."""
+    """B arrays uint8 [3, H, W], each of its own size and read-only: the stream may hand them out again. Empty
+    without a `decode`."""
+    images: tuple[bytes, ...]
+    """B files if there is no `decode`, else empty."""
     latents: dict[str, Tensor]
     """Per modality raw latents [B, *shape] in the stored dtype."""
+    present: dict[str, Tensor]
+    """Per modality bool [B]: false where an image of joined stores has none, and zeros stand in its place."""
     labels: Tensor
-    """int64 [B]; -1 where the image has no label."""
+    """int64 [B]; -1 where the image has no label. Of a multi-label store int64 [B, K], for each class 1 where the
+    image has it and 0 where not; -1 all along where it is not labelled."""
     epoch: int
+    number: int
+    """Of the batch, counted over all epochs: `PairStream.state_after` goes on behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which part of every batch a process gets, of how many."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise StoreError(f"rank {self.rank} of {self.world_size} processes", hint="ranks are counted from 0")
+
+    def of(self, n: int) -> tuple[int, int]:
+        """Where its part of n images starts and stops; sizes differ by one at most."""
+        return n * self.rank // self.world_size, n * (self.rank + 1) // self.world_size
+
+
+WHOLE = Share()
 
 
 class PairStream:
-    """Batches over the images of some splits; a batch is a pure function of the seed and its number.
+    """Batches over some images of a store; a batch is a pure function of the seed and its number.
 
-    So a run resumes exactly by asking for the batch it stopped before, and nothing needs saving.
+    So a run resumes exactly by asking for the batch it stopped before, whoever asks: a batch is cut into equal shares
+    for the ranks, and workers take whole batches in turn, so that neither number changes which images make a batch.
     """
 
     def __init__(
         self,
-        store: LatentStore,
+        store: LatentStore | JoinedStore,
         image_root: Path | None,
-        splits: Sequence[str],
+        splits: Sequence[str] | None,
         batch_size: int,
         *,
         seed: int,
-        decode: Decode,
+        decode: Decode | None,
         modalities: Sequence[str] | None = None,
-        shuffle: bool = True,
+        where: Callable[[StoredImage], bool] | None = None,
+        image_ids: Collection[str] | None = None,
+        shuffle: bool | BlockShuffle = True,
         drop_last: bool = False,
+        share: Share = WHOLE,
         keep_decoded_bytes: int = 2**30,
     ) -> None:
         """
         Args:
             image_root: folder that the images' URIs start from: the manifest's. None for a store that holds the
                 images themselves.
+            splits: None for all.
+            batch_size: images of a batch, those of all ranks together.
+            decode: None hands out the files as they are.
             modalities: None for all of the store's, () for images alone.
+            where: only images of the splits of which it is true.
+            image_ids: only these, all of which must be images of the splits.
+            shuffle: a full permutation, blocks of neighbours, or none.
+            share: the part of each batch that this rank gets.
             keep_decoded_bytes: pixels are kept in memory up to so many bytes, so that an image is
                 decoded once and not once an epoch; those that do not fit are decoded each time.
 
         Raises:
-            StoreError: if a split has no image, or dropping the last batch leaves none.
-            MissingLatentError: if the store has no such modality, or no images and there is no `image_root`.
+            StoreError: if a split has no image, dropping the last batch leaves none, or a batch is too small for all
+                ranks to have a part of it.
+            MissingLatentError: if the store has no such modality or image, or no images and there is no `image_root`.
             IncompleteBuildError: if a modality is not whole.
         """
+        self._arguments: dict[str, Any] = {
+            "store": store,
+            "image_root": image_root,
+            "splits": splits,
+            "batch_size": batch_size,
+            "seed": seed,
+            "decode": decode,
+            "modalities": modalities,
+            "where": where,
+            "image_ids": image_ids,
+            "shuffle": shuffle,
+            "drop_last": drop_last,
+            "share": share,
+            "keep_decoded_bytes": keep_decoded_bytes,
+        }
         self.modalities = tuple(store.modalities if modalities is None else modalities)
         store.require_complete([*self.modalities, *([IMAGES] if image_root is None else [])])
         self._store = store
-        self._rows = store.rows_of(splits)
+        self._rows = chosen_rows(store, splits, where, image_ids)
         self._batch_size = batch_size
         self._seed = seed
         self._shuffle = shuffle
-        self._order_of = lru_cache(2)(self._order)
-        images = [store.rows[row] for row in self._rows]
-        self._labels = np.array([-1 if image.label is None else image.label for image in images])
+        self._drop_last = drop_last
+        self._share = share
+        self._order = order_of(len(self._rows), shuffle, seed)
+        self._labels = label_array([store.rows[row].label for row in self._rows], store)
         self._pixels = _PixelCache(store, self._rows, image_root, decode, keep_decoded_bytes)
         self._n_batches = len(self._rows) // batch_size if drop_last else -(-len(self._rows) // batch_size)
+        self._check_shares()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker process that is not a fork opens the store anew: maps of files do not travel.
+        return partial(PairStream, **self._arguments), ()
+
+    def _check_shares(self) -> None:
         if not self._n_batches:
             raise StoreError(
-                f"{len(self._rows)} images make no full batch of {batch_size}",
+                f"{len(self._rows)} images make no full batch of {self._batch_size}",
                 hint="make batches smaller, or keep the last one",
+            )
+        smallest = self._batch_size if self._drop_last else len(self._rows) - (self._n_batches - 1) * self._batch_size
+        if smallest < self._share.world_size:
+            raise StoreError(
+                f"{len(self._rows)} images in batches of {self._batch_size} leave {smallest} in the last batch of an"
+                f" epoch, too few for {self._share.world_size} ranks",
+                hint="drop the last batch, or choose another batch size: every rank needs a part of every batch",
             )
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Batches of an epoch, the same for every rank."""
         return self._n_batches
 
     @property
     def n_images(self) -> int:
+        """Of all ranks."""
         return len(self._rows)
 
-    def batches(self, start_batch: int = 0) -> Generator[PairBatch, None, None]:
-        """Endless batches from number `start_batch` on, counted over all epochs.
+    def shuffle_quality(self, epoch: int = 0) -> ShuffleQuality:
+        """How well the images of an epoch are mixed."""
+        return measure_shuffle(self._order, self._rows // self._store.shard_size, epoch)
+
+    def batches(
+        self, start_batch: int = 0, *, step: int = 1, stop: int | None = None
+    ) -> Generator[PairBatch, None, None]:
+        """The batches from number `start_batch` on, every `step`-th, counted over all epochs; endless without `stop`.
 
         Closing the generator ends its thread.
         """
-        return _ahead(count(start_batch), self.batch)
+        return _ahead(count(start_batch, step) if stop is None else range(start_batch, stop, step), self.batch)
 
     def epoch_once(self, epoch: int = 0) -> Generator[PairBatch, None, None]:
         """The batches of one epoch; in row order without shuffling."""
         return _ahead(range(epoch * len(self), (epoch + 1) * len(self)), self.batch)
 
     def batch(self, number: int) -> PairBatch:
-        """The batch of a number, counted over all epochs.
+        """This rank's part of the batch of a number, counted over all epochs.
 
         Raises:
             ImageError: if a file is missing, has changed, or is no image.
             CorruptShardError: if a latent is damaged.
         """
         epoch, within = divmod(number, len(self))
-        positions = self._order_of(epoch)[within * self._batch_size : (within + 1) * self._batch_size]
+        start = within * self._batch_size
+        first, last = self._share.of(min(self._batch_size, len(self._rows) - start))
+        positions = self._order.positions(epoch, start + first, start + last)
         rows = self._rows[positions]
+        pixels, images = self._pixels.take(positions)
         return PairBatch(
             image_ids=tuple(self._store.rows.image_ids[row] for row in rows),
             rows=rows,
-            pixels=self._pixels.take(positions),
+            pixels=pixels,
+            images=images,
             latents={name: torch.from_numpy(self._store.read(name, rows)) for name in self.modalities},
+            present={name: torch.from_numpy(self._store.present(name, rows)) for name in self.modalities},
             labels=torch.from_numpy(self._labels[positions]),
             epoch=epoch,
+            number=number,
         )
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        if not self._shuffle:
-            return np.arange(len(self._rows))
-        return np.random.Generator(np.random.PCG64([self._seed, epoch])).permutation(len(self._rows))
+    def state_after(self, number: int | None) -> dict[str, Any]:
+        """What `start_of` needs to go on behind the batch of a number, or from the beginning: plain values for JSON."""
+        return {"format": STATE_FORMAT, "next_batch": 0 if number is None else number + 1, "order": self._identity()}
+
+    def start_of(self, state: Mapping[str, Any]) -> int:
+        """The number of the batch that follows a state, of whatever rank, worker and number of them.
+
+        Raises:
+            StoreError: if the state is none, or of a stream of other images or another order.
+        """
+        number = state.get("next_batch")
+        if state.get("format") != STATE_FORMAT or not isinstance(number, int) or number < 0:
+            raise StoreError("this is no state of a stream of pairs", hint="save what `state_after` gives")
+        differing = [name for name, value in self._identity().items() if state.get("order", {}).get(name) != value]
+        if differing:
+            raise StoreError(
+                f"the state is of a stream with other {', '.join(differing)}",
+                hint="resume with the settings it was saved with; rank, world size and workers may differ",
+            )
+        return number
+
+    def _identity(self) -> dict[str, Any]:
+        """What decides which images make a batch."""
+        ids = hashlib.sha256("\n".join(self._store.rows.image_ids[row] for row in self._rows).encode())
+        return {
+            "images": ids.hexdigest(),
+            "seed": self._seed,
+            "batch_size": self._batch_size,
+            "drop_last": self._drop_last,
+            "shuffle": asdict(self._shuffle) if isinstance(self._shuffle, BlockShuffle) else self._shuffle,
+        }
+
+
+def chosen_rows(
+    store: LatentStore | JoinedStore,
+    splits: Sequence[str] | None,
+    where: Callable[[StoredImage], bool] | None,
+    image_ids: Collection[str] | None,
+) -> NDArray[np.int64]:
+    """The rows of a subset in row order, [n]; see `PairStream`.
+
+    Raises:
+        StoreError: if a split has no image, or no image is left.
+        MissingLatentError: if an ID is not among the images of the splits.
+    """
+    rows = store.rows_of(splits)
+    if image_ids is not None:
+        wanted = np.array(sorted({store.rows.row_of(image_id) for image_id in image_ids}), np.int64)
+        strays = np.setdiff1d(wanted, rows).tolist()
+        if strays:
+            raise MissingLatentError(
+                f"{len(strays)} images are not of the splits asked for:"
+                f" {name_some([store.rows.image_ids[row] for row in strays])}",
+                hint="ask for their splits as well, or leave them out",
+            )
+        rows = wanted
+    if where is not None:
+        rows = np.array([row for row in rows.tolist() if where(store.rows[row])], np.int64)
+    if not len(rows):
+        raise StoreError("no image is left of the store", hint="look at `where` and `image_ids`")
+    return rows
+
+
+def label_array(labels: Sequence[Label | None], store: LatentStore | JoinedStore) -> NDArray[np.int64]:
+    """Labels as numbers, [n], or [n, K] of a multi-label store; see `PairBatch.labels`."""
+    if not store.rows.is_multi_label:
+        return np.array([-1 if label is None else label for label in labels], np.int64)
+    array = np.zeros((len(labels), len(store.class_names)), np.int64)
+    for row, label in zip(array, labels, strict=True):
+        if label is None:
+            row[:] = -1
+        else:
+            row[np.asarray(label, np.intp)] = 1
+    return array
 
 
 class _PixelCache:
@@ -145,10 +304,10 @@ class _PixelCache:
 
     def __init__(
         self,
-        store: LatentStore,
+        store: LatentStore | JoinedStore,
         rows: NDArray[np.int64],
         image_root: Path | None,
-        decode: Decode,
+        decode: Decode | None,
         keep_decoded_bytes: int,
     ) -> None:
         self._store = store
@@ -157,26 +316,27 @@ class _PixelCache:
         self._decode = decode
         self._kept: dict[int, Pixels] = {}
         self._bytes_left = keep_decoded_bytes
-        self._decoded(0, self._read(rows[:1])[0])  # a wrong image root shows now, not at the first batch
+        first = self._read(rows[:1])[0]  # a wrong image root shows now, not at the first batch
+        if decode is not None:
+            decode(first, store.rows.image_ids[rows[0]])
 
-    def take(self, positions: NDArray[np.int64]) -> tuple[Pixels, ...]:
-        """Pixels of the images at `positions` of the stream."""
+    def take(self, positions: NDArray[np.int64]) -> tuple[tuple[Pixels, ...], tuple[bytes, ...]]:
+        """Pixels of the images at `positions` of the stream, or without a `decode` their files; the other is empty."""
+        if self._decode is None:
+            return (), tuple(self._read(self._rows[positions]))
         unread = [position for position in positions.tolist() if position not in self._kept]
         read = dict(zip(unread, self._read(self._rows[unread]), strict=True))
-        return tuple(self._pixels_of(position, read) for position in positions.tolist())
+        return tuple(self._pixels_of(position, read, self._decode) for position in positions.tolist()), ()
 
-    def _pixels_of(self, position: int, read: Mapping[int, bytes]) -> Pixels:
+    def _pixels_of(self, position: int, read: Mapping[int, bytes], decode: Decode) -> Pixels:
         if position in self._kept:
             return self._kept[position]
-        pixels = self._decoded(position, read[position])
+        pixels = decode(read[position], self._store.rows.image_ids[self._rows[position]])
         pixels.flags.writeable = False
         if pixels.nbytes <= self._bytes_left:
             self._bytes_left -= pixels.nbytes
             self._kept[position] = pixels
         return pixels
-
-    def _decoded(self, position: int, content: bytes) -> Pixels:
-        return self._decode(content, self._store.rows.image_ids[self._rows[position]])
 
     def _read(self, rows: NDArray[np.int64]) -> Sequence[bytes]:
         if self._image_root is None:

@@ -6,6 +6,7 @@ from dla_cache.errors import CorruptShardError, name_some
 from dla_cache.shards import Shard
 from dla_cache.store import LatentStore
 from dla_cache.store.commits import CommitRecord
+from dla_cache.store.parts import UNFINISHED
 from dla_cache.verify import record_problem, shard_problems
 
 
@@ -53,7 +54,11 @@ def withdraw_damaged(
 
 
 def changed_shards(store: LatentStore, withdrawn: Mapping[str, Mapping[int, CommitRecord]]) -> tuple[str, ...]:
-    """Those that were withdrawn and made again, by now with another content than before: `depth, shard 3`."""
+    """Those that were withdrawn and made again, by now with another content than before: `depth, shard 3`.
+
+    Not those from which images are being removed: they cannot have the same.
+    """
+    is_removing = (store.path / UNFINISHED).is_file()
     changed = []
     for series, records in withdrawn.items():
         committed = store.committed(series)
@@ -61,6 +66,7 @@ def changed_shards(store: LatentStore, withdrawn: Mapping[str, Mapping[int, Comm
             f"{series}, shard {shard}"
             for shard, before in records.items()
             if committed[shard].content_sum != before.content_sum
+            and not (is_removing and len(store.kept_rows(store.shards[shard])) < len(store.shards[shard]))
         ]
     return tuple(changed)
 

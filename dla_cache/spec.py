@@ -155,7 +155,26 @@ def read_yaml(path: Path, model: type[M]) -> M:
 
 
 class StrictLoader(yaml.SafeLoader):
-    """Safe YAML without second thoughts: a key stands once in a mapping, and every fault is a `yaml.YAMLError`."""
+    """Safe YAML without second thoughts: a key stands once in a mapping, nothing holds itself, and every fault is a
+    `yaml.YAMLError`."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.unfinished: set[str] = set()
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node; an alias of one that is not whole yet would make a value that holds itself."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) and event.anchor in self.unfinished:
+            problem = f"what `&{event.anchor}` names holds itself"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)  # type: ignore[arg-type]
+        anchor = getattr(event, "anchor", None)
+        if anchor is None:
+            return super().compose_node(parent, index)
+        self.unfinished.add(anchor)
+        node = super().compose_node(parent, index)
+        self.unfinished.discard(anchor)
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """The mapping as it is written: what `<<` merges into it may be said again."""

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,11 @@ from dla_cache.candidates import (
     fault_of_file,
     fault_of_name,
     make_candidate,
+    refuse_vectors,
 )
 from dla_cache.errors import ManifestError, name_some
+from dla_cache.manifest import is_list
+from dla_cache.parquet import from_parquet
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
@@ -32,6 +35,8 @@ class Table:
 
     columns: tuple[str, ...]
     rows: tuple[dict[str, Any], ...]
+    list_columns: frozenset[str] = frozenset()
+    """Those that hold a list in some row, or by their type."""
 
 
 def read_table(path: Path) -> Table:
@@ -55,14 +60,14 @@ def read_table(path: Path) -> Table:
     return table
 
 
-def find_rows(path: Path, root: Path, columns: Columns) -> tuple[list[Found], str]:
-    """What the rows of a table are, and where their paths, classes, splits and IDs come from.
+def find_rows(path: Path, root: Path, columns: Columns) -> tuple[list[Found], str, bool]:
+    """What the rows of a table are, where paths, classes, splits and IDs come from, and if it is multi-label.
 
     Args:
         root: folder that the paths start from.
 
     Raises:
-        ManifestError: if the table is damaged, lacks a column, or a label is a list.
+        ManifestError: if the table is damaged, lacks a column, or labels are no names.
     """
     table = read_table(path)
     chosen = choose_columns(table.columns, columns, USUAL_COLUMNS)
@@ -71,6 +76,8 @@ def find_rows(path: Path, root: Path, columns: Columns) -> tuple[list[Found], st
             f"`{path}` has no column of paths: its columns are {name_some(table.columns, shown=10)}",
             hint="name it by `--path-column`",
         )
+    if chosen.label is not None:
+        refuse_vectors((row.get(chosen.label) for row in table.rows), chosen.label)
     real_root = os.path.realpath(root)
     found: list[Found] = []
     for number, row in enumerate(table.rows, start=1):
@@ -86,7 +93,9 @@ def find_rows(path: Path, root: Path, columns: Columns) -> tuple[list[Found], st
             "is a web address" if "://" in value else fault_of_name(uri) or fault_of_file(f"{root}/{uri}", real_root)
         )
         found.append(make_candidate(where, uri, uri, row, chosen) if fault is None else Quarantined(where, fault))
-    return found, f"paths from `{chosen.path}`, {describe_columns(chosen, 'the path')}"
+    is_multi_label = columns.label_separator is not None or chosen.label in table.list_columns
+    remark = describe_columns(chosen, "the path", is_multi_label=is_multi_label)
+    return found, f"paths from `{chosen.path}`, {remark}", is_multi_label
 
 
 def _read_csv(path: Path) -> Table:
@@ -116,11 +125,15 @@ def _read_json_lines(path: Path) -> Table:
         if not isinstance(row, dict):
             raise ValueError(f"line {number} is no JSON object")
         rows.append(row)
-    return Table(tuple(dict.fromkeys(name for row in rows for name in row)), tuple(rows))
+    return Table(tuple(dict.fromkeys(name for row in rows for name in row)), tuple(rows), _list_columns(rows))
 
 
 def _read_parquet(path: Path) -> Table:
-    from dla_cache.parquet import from_parquet
-
     table = from_parquet(path.read_bytes())
-    return Table(tuple(table.column_names), tuple(table.to_pylist()))
+    rows = table.to_pylist()
+    of_type = {field.name for field in table.schema if is_list(field.type)}
+    return Table(tuple(table.column_names), tuple(rows), _list_columns(rows) | of_type)
+
+
+def _list_columns(rows: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    return frozenset(name for row in rows for name, value in row.items() if isinstance(value, list))

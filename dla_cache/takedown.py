@@ -4,30 +4,31 @@ Row first: from the moment its tombstone is written no reader is given the image
 written anew without it. Every step leaves either what was or what will be, and a file in the store says that the
 removal is not through, so that the same call finishes whatever a killed one began.
 
-What stays is the ID in the row table, with its split: it keeps the rows in place, and tells what is gone.
+What stays is the ID in the row table, with its split: it keeps the rows in place, and tells what is gone. Builds and
+imports go on with the store and leave the image out; one that runs meanwhile waits, and is refused its next commit,
+since it holds the row table of before (`dla_cache.store.metadata.unchanged_rows`). That rests on `flock`: where a file
+system does not keep it between machines, let nothing write to the store.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from dla_cache.card import write_card
-from dla_cache.durable import locked_folder, make_folder, sync_folder, write_durably, writing_to
+from dla_cache.card import card_text
+from dla_cache.durable import make_folder, sync_folder, write_durably
 from dla_cache.errors import CorruptShardError, MissingLatentError, StoreError, name_some
-from dla_cache.housekeeping import prune_store
+from dla_cache.housekeeping import is_card, prune_store
 from dla_cache.shards import Shard
 from dla_cache.store import LatentStore, open_store
 from dla_cache.store.commits import CommitRecord
-from dla_cache.store.content import Payload
-from dla_cache.store.layout import IMAGES, open_shard, stored_dtype
-from dla_cache.store.metadata import read_metadata
-from dla_cache.store.parts import STAGING, UNFINISHED
-from dla_cache.store.rows import RowTable, StoredImage
+from dla_cache.store.layout import open_shard
+from dla_cache.store.metadata import read_metadata, sole_writer
+from dla_cache.store.parts import CARD, STAGING, UNFINISHED
+from dla_cache.store.rows import RowTable
 from dla_cache.verify import shard_problems, verify_store
 
 RECORD = "record.json"
@@ -45,6 +46,8 @@ class TakedownReport:
     """IDs that this call removed, or would."""
     already: tuple[str, ...]
     """IDs asked for that were removed before."""
+    same_bytes: tuple[str, ...]
+    """IDs not asked for, of this store's images that have the very bytes of one that is removed, here or there."""
     shards_rewritten: int
     """Of all series."""
     bytes_read: int
@@ -62,7 +65,7 @@ def take_down(
 ) -> list[TakedownReport]:
     """Removes images from stores, finishes removals that were begun, and reads every byte of the stores afterwards.
 
-    No other process may write to the stores meanwhile; one that has a store open may still hold what it read.
+    A process that has a store open may still hold what it read.
 
     Args:
         image_ids: each must be in at least one of the stores, also as one that was removed before.
@@ -74,51 +77,60 @@ def take_down(
         StoreError: if a store cannot be read or written.
         In every case images that have their tombstone stay hidden, and the same call goes on from there.
     """
-    tables = {path: _pending_rows(path) or open_store(path).rows for path in paths}
-    known = {image_id for rows in tables.values() for image_id in rows.image_ids}
-    unknown = sorted(set(image_ids) - known)
+    tables = {path: _read_rows(path) for path in paths}
+    asked = set(image_ids)
+    unknown = sorted(asked.difference(*(table.rows.image_ids for table in tables.values())))
     if unknown:
         raise MissingLatentError(
             f"{len(unknown)} images are in none of the {len(paths)} stores: {name_some(unknown)}",
             hint="nothing is removed; check the IDs, `dla cache inspect STORE --image-id ID` finds one",
         )
+    doomed_bytes = {sha256 for table in tables.values() for sha256 in table.sha256_of(asked)}
     reports = []
-    for path, rows in tables.items():
-        gone = {image.image_id for image in rows if image.removed}
-        wanted = set(image_ids) & set(rows.image_ids)
-        removed, already = tuple(sorted(wanted - gone)), tuple(sorted(wanted & gone))
+    for path, table in tables.items():
+        gone, wanted = table.rows.removed_ids, asked.intersection(table.rows.image_ids)
+        planned = TakedownReport(
+            store=str(path),
+            removed=tuple(sorted(wanted - gone)),
+            already=tuple(sorted(wanted & gone)),
+            same_bytes=tuple(
+                image.image_id for image in table.rows if image.sha256 in doomed_bytes and image.image_id not in asked
+            ),
+            shards_rewritten=0,
+            bytes_read=0,
+            content_hash=None,
+        )
         if dry_run:
             store = open_store(path)
-            doomed = frozenset(row for row in range(len(rows)) if rows.image_ids[row] in wanted - gone)
-            reports.append(TakedownReport(str(path), removed, already, len(_units(store, doomed)), 0, None))
+            rows = frozenset(image.row for image in store.rows if image.image_id in planned.removed)
+            reports.append(replace(planned, shards_rewritten=len(_units(store, rows))))
         else:
-            reports.append(_take_down_of(path, removed, already, on_progress))
+            with sole_writer(path):
+                reports.append(_take_down_of(path, planned, on_progress))
     return reports
 
 
 def _take_down_of(
-    path: Path,
-    removed: tuple[str, ...],
-    already: tuple[str, ...],
-    on_progress: Callable[[int, int, str], None] | None,
+    path: Path, planned: TakedownReport, on_progress: Callable[[int, int, str], None] | None
 ) -> TakedownReport:
+    """Removes what is planned from a store, whose `sole_writer` this is."""
     rewritten = 0
-    with writing_to(path), locked_folder(path):
-        if removed or already or (path / UNFINISHED).is_file():
-            _bury(path, removed)
-            store = open_store(path)
-            units = _units(store, frozenset(image.row for image in store.rows if image.removed))
-            prune_store(store)
-            for done, unit in enumerate(units, start=1):
-                rewritten += _rewrite(store, unit)
-                if on_progress is not None:
-                    on_progress(done, len(units), str(path))
-            for series in store.series:
-                store.consolidate(series)
-            if (path / STAGING).is_dir():
-                shutil.rmtree(path / STAGING)
+    if planned.removed or planned.already or (path / UNFINISHED).is_file():
+        _bury(path, planned.removed)
+        store = open_store(path)
+        units = _units(store, frozenset(image.row for image in store.rows if image.removed))
+        prune_store(store)
+        for done, unit in enumerate(units, start=1):
+            rewritten += _rewrite(store, unit)
+            if on_progress is not None:
+                on_progress(done, len(units), str(path))
+        for series in store.series:
+            store.consolidate(series)
+        if (path / STAGING).is_dir():
+            shutil.rmtree(path / STAGING)
+        if is_card(path / CARD) or not (path / CARD).exists():
+            write_durably(path / CARD, card_text(store).encode())
     store = open_store(path)
-    write_card(store)
     report = verify_store(store)
     # Shards that were never computed are no trace of anybody.
     expected = {f"{series}, shard {shard}" for series in store.series for shard in store.missing(series)}
@@ -126,23 +138,24 @@ def _take_down_of(
     if problems:
         raise CorruptShardError(
             f"{len(problems)} problems in `{path}` after the removal: {problems[0].where}: {problems[0].what}",
-            hint=f"`dla cache verify {path}` lists all; restore what is damaged from a copy, then run this again",
+            hint=f"`dla cache verify {path}` lists all; restore what is damaged from a copy, or make it again with"
+            " `dla cache build --repair`, then run this again",
         )
-    with writing_to(path):
-        (path / UNFINISHED).unlink(missing_ok=True)
-        sync_folder(path)
-    return TakedownReport(str(path), removed, already, rewritten, report.bytes_checked, report.content_hash)
+    (path / UNFINISHED).unlink(missing_ok=True)
+    sync_folder(path)
+    return replace(
+        planned, shards_rewritten=rewritten, bytes_read=report.bytes_checked, content_hash=report.content_hash
+    )
 
 
 def _bury(path: Path, removed: Sequence[str]) -> None:
     """Writes the tombstones: the plan first, then the row table, then the main file, which vouches for it."""
-    pending = _pending_rows(path)
-    before = open_store(path).rows if pending is None else pending
-    rows = RowTable([_tombstone(image) if image.image_id in set(removed) else image for image in before])
-    content = rows.to_parquet()
+    table = _read_rows(path)
+    content = table.rows.without(removed).to_parquet()
     rows_sha256 = hashlib.sha256(content).hexdigest()
     plan = {
-        "removed": [image.image_id for image in rows if image.removed],
+        "removed": sorted(table.rows.removed_ids.union(removed)),
+        "sha256": sorted(table.sha256_of(set(removed))),
         "rows_sha256": [hashlib.sha256((path / "rows.parquet").read_bytes()).hexdigest(), rows_sha256],
     }
     write_durably(path / UNFINISHED, json.dumps(plan).encode())
@@ -152,28 +165,38 @@ def _bury(path: Path, removed: Sequence[str]) -> None:
             write_durably(path / name, text)
 
 
-def _tombstone(image: StoredImage) -> StoredImage:
-    return replace(image, sha256="", uri="", label=None, removed=True)
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """A row table with the tombstones of an unfinished removal, be they written or not."""
+
+    rows: RowTable
+    pending_sha256: frozenset[str]
+    """Of the bytes of the images of that removal."""
+
+    def sha256_of(self, image_ids: Collection[str]) -> frozenset[str]:
+        """Of the bytes of these images that were not removed before, and of those of the unfinished removal."""
+        return self.pending_sha256 | {
+            image.sha256 for image in self.rows if image.image_id in image_ids and not image.removed
+        }
 
 
-def _pending_rows(path: Path) -> RowTable | None:
-    """The row table with the tombstones of an unfinished removal, written yet or not; None if there is none.
+def _read_rows(path: Path) -> _Rows:
+    """The row table of a store.
 
     Raises:
-        StoreError: if the plan or the row table is damaged.
+        StoreError: if it, or the plan of an unfinished removal, is damaged.
     """
     if not (path / UNFINISHED).is_file():
-        return None
+        return _Rows(open_store(path).rows, frozenset())
     try:
         plan = json.loads((path / UNFINISHED).read_bytes())
         content = (path / "rows.parquet").read_bytes()
         if hashlib.sha256(content).hexdigest() not in plan["rows_sha256"]:
             raise ValueError("the row table is neither the one before nor the one after")
-        removed = set(plan["removed"])
+        removed, sha256 = set(plan["removed"]), frozenset(plan["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"`{path / UNFINISHED}` is damaged: {error}", hint="restore it from a copy") from error
-    rows = RowTable.from_parquet(content)
-    return RowTable([_tombstone(image) if image.image_id in removed else image for image in rows])
+    return _Rows(RowTable.from_parquet(content).without(removed), sha256)
 
 
 def _units(store: LatentStore, rows: frozenset[int]) -> list[Unit]:
@@ -213,15 +236,7 @@ def _rewrite(store: LatentStore, unit: Unit) -> bool:
         _stage(staging, record, contents)
     record = CommitRecord.model_validate_json((staging / RECORD).read_bytes())
     payloads = _payloads(store, series, shard, record, [staging / str(number) for number in range(len(files))])
-    committed = store.committed(series)
-    if index in committed:
-        store.withdraw(series, {index: committed[index]})
-    if series == IMAGES:
-        store.write_images(shard, [bytes(payload) for payload in payloads], seconds=record.seconds)
-    else:
-        latent = store.recipe(series).format
-        latents = np.ascontiguousarray(payloads).view(stored_dtype(latent)).reshape(len(payloads), *latent.shape)
-        store.write_shard(series, shard, latents, seconds=record.seconds, device=record.device)
+    store.replace_shard(shard, payloads, record)
     # By one rename, too: half a copy would count as a whole one.
     shutil.rmtree(staging.rename(_unfinished(staging)))
     return True
@@ -247,9 +262,7 @@ def _unfinished(staging: Path) -> Path:
     return path
 
 
-def _payloads(
-    store: LatentStore, series: str, shard: Shard, record: CommitRecord, files: Sequence[Path]
-) -> Sequence[Payload]:
+def _payloads(store: LatentStore, series: str, shard: Shard, record: CommitRecord, files: Sequence[Path]) -> Any:
     """The payloads of the images that stay, each with its checksum.
 
     Raises:
@@ -258,7 +271,6 @@ def _payloads(
     try:
         contents = [path.read_bytes() for path in files]
         opened = open_shard(store.layout_of(series), contents, len(shard), record.size_bytes)
-        payloads: Sequence[Payload]
         payloads, damaged = opened.gather(store.kept_rows(shard) - shard.start)
     except (OSError, ValueError) as error:
         raise _damaged(store, series, shard, files[0], str(error)) from error
@@ -270,8 +282,8 @@ def _payloads(
 def _damaged(store: LatentStore, series: str, shard: Shard, path: Path, fault: str) -> CorruptShardError:
     return CorruptShardError(
         f"{series}, shard {shard.index} of `{store.path}` is damaged, so it cannot be written anew: {fault}",
-        hint=f"restore `{path.name}` from a copy and run this again: until then the images are hidden, and their bytes"
-        " are still there",
+        hint=f"restore `{path.name}` from a copy, or make it again with `dla cache build --repair`, and run this again:"
+        " until then the images are hidden, and their bytes are still there",
     )
 
 

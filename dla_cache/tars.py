@@ -24,6 +24,7 @@ from dla_cache.candidates import (
     fault_of_file,
     fault_of_name,
     make_candidate,
+    refuse_vectors,
 )
 from dla_cache.errors import ImageError, ManifestError
 
@@ -118,14 +119,14 @@ def _check_end(offset: int, path: Path) -> None:
                 raise ValueError(f"from byte {offset} on it is damaged, or another tar is appended")
 
 
-def find_samples(root: Path, shards: Sequence[str], columns: Columns) -> tuple[list[Found], str]:
-    """What the samples of WebDataset shards are, and where their classes, splits and IDs come from.
+def find_samples(root: Path, shards: Sequence[str], columns: Columns) -> tuple[list[Found], str, bool]:
+    """What the samples of WebDataset shards are, where classes, splits and IDs come from, and if they are multi-label.
 
     Args:
         shards: paths relative to `root`.
 
     Raises:
-        ManifestError: if a shard is damaged, a column that was asked for is not there, or a label is a list.
+        ManifestError: if a shard is damaged, a column that was asked for is not there, or labels are no names.
     """
     real_root = os.path.realpath(root)
     usual = {"label": ("cls", *USUAL_COLUMNS["label"]), "split": USUAL_COLUMNS["split"]}
@@ -150,7 +151,12 @@ def find_samples(root: Path, shards: Sequence[str], columns: Columns) -> tuple[l
     repeats = len({sample.key for _, sample, _ in samples}) < len(samples)
     found += [_find_sample(shard, sample, cells, chosen, repeats) for shard, sample, cells in samples]
     id_text = "shard and name, for names repeat" if repeats else "the name in the shard"
-    return found, f"shards {len(shards)}, {describe_columns(chosen, id_text)}"
+    labels = [cells.get(chosen.label) for _, _, cells in samples if cells] if chosen.label else []
+    refuse_vectors(labels, chosen.label or "")
+    lists = any(isinstance(label, list) for label in labels)
+    is_multi_label = columns.label_separator is not None or lists
+    remark = describe_columns(chosen, id_text, is_multi_label=is_multi_label)
+    return found, f"from {len(shards)} {'shard' if len(shards) == 1 else 'shards'}, {remark}", is_multi_label
 
 
 def _find_sample(shard: str, sample: Sample, cells: dict[str, Any] | None, columns: Columns, repeats: bool) -> Found:

@@ -31,6 +31,9 @@ class VerifyReport:
 
     problems: tuple[Problem, ...]
     n_images: int
+    """Of the store, without those that were removed."""
+    n_removed: int
+    """Images that were removed from the store and that the manifest lists; 0 without a manifest."""
     shards_checked: int
     bytes_checked: int
     content_hash: str | None
@@ -45,8 +48,8 @@ def verify_store(
 ) -> VerifyReport:
     """Reads the whole store and compares everything that is said twice.
 
-    Against the manifest: IDs, sha256 and labels of all images. In the store: metadata against
-    recipes; each shard's size, checksums, hash, content and statistics against its record;
+    Against the manifest: IDs, sha256 and labels of all images but those that were removed from the store. In the
+    store: metadata against recipes; each shard's size, checksums, hash, content and statistics against its record;
     planned shards without a record; files that belong to nothing. Of stored images each one's sha256, too.
 
     Args:
@@ -71,12 +74,17 @@ def verify_store(
     problems += _surplus_problems(store)
     is_complete = not any(store.missing(modality) for modality in store.modalities)
     return VerifyReport(
-        tuple(problems), len(store.rows), shards_checked, bytes_checked, store.content_hash() if is_complete else None
+        problems=tuple(problems),
+        n_images=len(store.rows.kept_ids),
+        n_removed=0 if manifest is None else len(store.rows.removed_ids.intersection(manifest.image_ids)),
+        shards_checked=shards_checked,
+        bytes_checked=bytes_checked,
+        content_hash=store.content_hash() if is_complete else None,
     )
 
 
 def _manifest_problems(store: LatentStore, manifest: Manifest) -> Iterator[Problem]:
-    listed = {row.image_id: row for row in manifest.rows()}
+    listed = {row.image_id: row for row in manifest.rows() if row.image_id not in store.rows.removed_ids}
     stored = {image.image_id: image for image in store.rows if not image.removed}
     # A store may have been built from some splits of the manifest only.
     wanted = [image_id for image_id, row in listed.items() if row.split in store.rows.splits]
@@ -156,7 +164,7 @@ def shard_problems(store: LatentStore, series: str, shard: Shard, record: Commit
     if len(kept) < len(shard) and store.encode_shard(series, shard, payloads) != tuple(contents):
         yield Problem(where, "it holds more than its images that were not removed: run `dla cache takedown` again")
     if series == IMAGES:
-        changed = store.changed_images(kept.tolist(), payloads)
+        changed = store.rows.changed_images(kept.tolist(), payloads)
         if changed:
             names = name_some([store.rows.image_ids[row] for row in changed])
             yield Problem(where, f"{len(changed)} images do not have the sha256 of their row: {names}")

@@ -1,8 +1,9 @@
-"""The commands, their help and README's table of them say the same."""
+"""The commands, their help, README's table of them and the pages of docs/ speak of the same."""
 
 import html
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from cli.main import app
+from tests.walk import PAGES, Step, read_page
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -34,6 +36,32 @@ def commands() -> Commands:
 def test_the_table_in_readme_lists_every_command_and_no_other(commands: Commands) -> None:
     listed = re.findall(r"^\| `(dla [a-z -]+)` \|", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert sorted(listed) == sorted(name for name, command in commands.items() if not isinstance(command, TyperGroup))
+
+
+@pytest.fixture(scope="module")
+def shown(commands: Commands) -> list[tuple[str, Step]]:
+    """The commands that the pages show, each with its name."""
+    items = [item for page in PAGES for item in read_page(page.read_text(encoding="utf-8"))]
+    names = sorted((name for name in commands if name != "dla"), key=len, reverse=True)
+    return [
+        (next(name for name in names if f"{item.command} ".startswith(f"{name} ")), item)
+        for item in items
+        if isinstance(item, Step) and not item.is_hidden and item.command.startswith("dla ")
+    ]
+
+
+def test_every_command_is_shown_with_its_output_in_docs(commands: Commands, shown: list[tuple[str, Step]]) -> None:
+    leaves = {name for name, command in commands.items() if not isinstance(command, TyperGroup)}
+    assert leaves - {name for name, step in shown if step.shown} == set()
+
+
+def test_only_what_takes_minutes_is_recorded_and_its_command_line_is_right(
+    commands: Commands, shown: list[tuple[str, Step]]
+) -> None:
+    recorded = {name: step.command for name, step in shown if step.is_recorded}
+    assert set(recorded) == {"dla demo", "dla sources fit"}
+    for name, command in recorded.items():
+        commands[name].make_context(name, shlex.split(command.removeprefix(name)))  # parses, and runs nothing
 
 
 def test_every_command_says_what_it_does(commands: Commands) -> None:

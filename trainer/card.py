@@ -20,7 +20,7 @@ processor = AutoImageProcessor.from_pretrained(".")
 model = AutoModelForImageClassification.from_pretrained(".")
 image = ImageOps.exif_transpose(Image.open("photo.jpg"))
 logits = model(**processor(image, return_tensors="pt")).logits
-print(model.config.id2label[int(logits.argmax())])
+{answer}
 """
 
 PREPARE = """\
@@ -38,8 +38,18 @@ pixels = (numpy.asarray(image) / 255 - {mean}) / {std}
 pixels = pixels.transpose(2, 0, 1)[None].astype("float32")  # [1, 3, {size}, {size}]; more than 1 is fine
 
 {run}
-print(json.load(open("class_names.json"))[int(logits.argmax())])
+{answer}
 """
+
+ANSWERS = {
+    ("transformers", False): "print(model.config.id2label[int(logits.argmax())])",
+    ("transformers", True): "print([model.config.id2label[k] for k, logit in enumerate(logits[0]) if logit > 0])",
+    ("other", False): 'print(json.load(open("class_names.json"))[int(logits.argmax())])',
+    ("other", True): """\
+names = json.load(open("class_names.json"))
+print([name for name, logit in zip(names, logits[0]) if logit > 0])""",
+}
+"""By format, and whether an image may have several classes: then those likelier than not."""
 
 RUN_TORCH = """\
 model = torch.export.load("model.pt2").module()
@@ -58,16 +68,16 @@ tags:
 
 # {name}: an image-only student
 
-An image classifier of {n_classes} classes and {n_parameters:,} parameters.
+An image classifier of {n_classes} classes{of_several} and {n_parameters:,} parameters.
 It sees the centre square of an image at {size} x {size} pixels and nothing else.
 {upbringing}
 
 ## How good
 
-Top-1 on the {n_test:,} images of {test}: **{test_top1:.1f} %**, 95 % interval {low:.1f} to {high:.1f} %.
+{metric} on the {n_test:,} images of {test}: **{test_score:.1f} %**, 95 % interval {low:.1f} to {high:.1f} %.
 They were read once, after all was chosen.
 
-On {validation}, where the kept step was chosen, it is {validation_top1:.1f} %, which is a little optimistic.
+On {validation}, where the kept step was chosen, it is {validation_score:.1f} %, which is a little optimistic.
 This is one training run, of seed {seed}: the interval is that of drawing test images, not of training again.
 
 ## How to use it
@@ -112,16 +122,18 @@ def model_card(run: TrainedRun, result: RunResult, *, format_name: str, notes: M
         library="library_name: transformers\n" if format_name == "transformers" else "",
         name=run.folder.resolve().name,
         n_classes=len(names),
+        of_several=", any number of them an image," if run.facts.is_multi_label else "",
         n_parameters=sum(parameter.numel() for parameter in run.task.student.parameters()),
         size=run.config.image_size,
         upbringing=upbringing(run),
+        metric={"top-1": "Top-1", "mAP": "Mean average precision (mAP)"}[result.metric],
         n_test=result.test_images,
         test=" and ".join(f"`{split}`" for split in roles.test),
-        test_top1=100 * result.test_top1,
+        test_score=100 * result.test_score,
         low=100 * result.test_low,
         high=100 * result.test_high,
         validation=" and ".join(f"`{split}`" for split in roles.validation),
-        validation_top1=100 * result.validation_top1,
+        validation_score=100 * result.validation_score,
         seed=result.seed,
         code=code_of(format_name, run),
         class_names=json.dumps(names, ensure_ascii=False, indent=1),
@@ -132,8 +144,10 @@ def model_card(run: TrainedRun, result: RunResult, *, format_name: str, notes: M
 
 def code_of(format_name: str, run: TrainedRun) -> str:
     """Python that loads the export in the current folder and names the class of one image."""
-    if format_name == "transformers":
-        return USE_TRANSFORMERS
+    is_stock = format_name == "transformers"
+    answer = ANSWERS["transformers" if is_stock else "other", run.facts.is_multi_label]
+    if is_stock:
+        return USE_TRANSFORMERS.format(answer=answer)
     imports, code = ("torch", RUN_TORCH) if format_name == "torch-export" else ("onnxruntime", RUN_ONNX)
     return PREPARE.format(
         imports=f"import {imports}",
@@ -141,6 +155,7 @@ def code_of(format_name: str, run: TrainedRun) -> str:
         mean=list(run.config.pixel_mean),
         std=list(run.config.pixel_std),
         run=code,
+        answer=answer,
     )
 
 

@@ -28,7 +28,12 @@ class Batch:
     latents: dict[str, Tensor]
     """Raw latents of the whole image: float32, or int64 codes."""
     labels: Tensor
-    """int64 [B], -1 where there is none."""
+    """int64 [B], -1 where there is none; of a multi-label store [B, K] of 0 and 1, or -1 all along."""
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have any number of classes."""
+        return self.labels.ndim == 2
 
     def __len__(self) -> int:
         return len(self.image_ids)

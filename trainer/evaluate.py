@@ -1,17 +1,18 @@
-"""How often a classifier is right, how sure it is, and how sure those numbers are.
+"""How good a classifier is, how sure it is, and how sure those numbers are.
 
 Dimensions: N images, K classes.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from trainer.data import Batch
+from trainer.scores import Accuracy, MeanPrecision, Metric, Score, Tally, new_tally
 from trainer.tasks import ClassifierTask, ProbeTask, TeacherTask
 
 CALIBRATION_BINS = 15
@@ -24,38 +25,32 @@ Batches = Callable[[], Iterator[Batch]]
 
 
 @dataclass(frozen=True, slots=True)
-class Accuracy:
-    """Top-1 as a fraction of `n` images."""
-
-    correct: int
-    n: int
-
-    @property
-    def top1(self) -> float:
-        """Fraction in [0, 1]."""
-        return self.correct / self.n
-
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval: the spread of drawing `n` images, not of training again.
-
-        Source: Wilson (1927), as in Brown, Cai and DasGupta (2001), equation 4.
-        """
-        z = 1.959964
-        centre = (self.top1 + z * z / (2 * self.n)) / (1 + z * z / self.n)
-        spread = math.sqrt(self.top1 * (1 - self.top1) / self.n + z * z / (4 * self.n * self.n))
-        half = z / (1 + z * z / self.n) * spread
-        return centre - half, centre + half
-
-
-@dataclass(frozen=True, slots=True)
 class Predictions:
     """What a classifier says of some labelled images, in their order."""
 
     image_ids: tuple[str, ...]
     labels: Tensor
-    """int64 [N]."""
+    """int64 [N]; [N, K] of 0 and 1 where an image may have several."""
     logits: Tensor
     """float32 [N, K]."""
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have any number of classes; what is of one class an image is then not to be asked."""
+        return self.labels.ndim == 2
+
+    @property
+    def metric(self) -> Metric:
+        """What `score` is."""
+        return "mAP" if self.is_multi_label else "top-1"
+
+    def score(self) -> Score:
+        """The number that a run is chosen by."""
+        return self.precision() if self.is_multi_label else self.accuracy()
+
+    def precision(self) -> MeanPrecision:
+        """How well the images of each class are ranked, for labels [N, K]."""
+        return MeanPrecision(self.logits, self.labels)
 
     @property
     def predicted(self) -> Tensor:
@@ -64,8 +59,8 @@ class Predictions:
 
     @property
     def probabilities(self) -> Tensor:
-        """float64 [N, K]."""
-        return self.logits.double().softmax(dim=-1)
+        """float64 [N, K]; of one class an image they sum to 1, of several each is that of having the class."""
+        return probabilities_of(self.logits.double(), is_multi_label=self.is_multi_label)
 
     def accuracy(self) -> Accuracy:
         """How often the likeliest class is the label."""
@@ -77,7 +72,9 @@ class Predictions:
         return Accuracy(int((likeliest == self.labels[:, None]).any(dim=-1).sum()), len(self.labels))
 
     def log_loss(self) -> float:
-        """Mean negative log-probability of the labels, in nats."""
+        """Mean negative log-probability of the labels, in nats; over images and classes where there may be several."""
+        if self.is_multi_label:
+            return float(functional.binary_cross_entropy_with_logits(self.logits.double(), self.labels.double()))
         log_probabilities = self.logits.double().log_softmax(dim=-1)
         return float(-log_probabilities.gather(1, self.labels[:, None]).mean())
 
@@ -103,6 +100,11 @@ class Predictions:
         return float(sums.abs().sum() / len(self.labels))
 
 
+def probabilities_of(logits: Tensor, *, is_multi_label: bool) -> Tensor:
+    """Of logits [N, K]: softmax over the classes, or where an image may have several the sigmoid of each."""
+    return logits.sigmoid() if is_multi_label else logits.softmax(dim=-1)
+
+
 @torch.inference_mode()
 def predict(task: ClassifierTask, batches: Batches) -> Predictions:
     """What the task answers for each image."""
@@ -118,48 +120,40 @@ def predict(task: ClassifierTask, batches: Batches) -> Predictions:
 
 
 @torch.inference_mode()
-def measure_accuracy(task: ClassifierTask, batches: Batches) -> dict[str, Accuracy]:
-    """Accuracy of the answer, and of each branch beside it, over labelled images; the answer stands first."""
-    correct: dict[str, int] = {}
-    n = 0
+def measure_branches(task: ClassifierTask, batches: Batches) -> dict[str, Score]:
+    """The score of the answer, and of each branch beside it, over labelled images; the answer stands first."""
+    tallies: dict[str, Tally] = {}
     task.module.eval()
     for batch in batches():
-        n += len(batch)
         for name, logits in task.branch_logits(batch).items():
-            correct[name] = correct.get(name, 0) + n_correct(logits, batch)
-    return {name: Accuracy(hits, n) for name, hits in correct.items()}
+            tallies.setdefault(name, new_tally(batch.labels)).add(logits, batch.labels)
+    return {name: tally.score() for name, tally in tallies.items()}
 
 
 @torch.inference_mode()
-def measure_subsets(task: ProbeTask | TeacherTask, batches: Batches) -> dict[tuple[str, ...], Accuracy]:
-    """Accuracy of the answer for every subset of the task's modalities, the others left out of all images.
+def measure_subsets(task: ProbeTask | TeacherTask, batches: Batches) -> dict[tuple[str, ...], Score]:
+    """The score of the answer for every subset of the task's modalities, the others left out of all images.
 
     From none to all, each in the task's order. With none a teacher sees the image alone, and a probe nothing:
     it gives one answer to all.
     """
     names = task.modalities
     subsets = [subset for size in range(len(names) + 1) for subset in combinations(names, size)]
-    correct = dict.fromkeys(subsets, 0)
-    n = 0
+    tallies: dict[tuple[str, ...], Tally] = {}
     task.module.eval()
     for batch in batches():
-        n += len(batch)
         for subset in subsets:
             present = {name: name in subset for name in names}
-            correct[subset] += n_correct(next(iter(task.branch_logits(batch, present).values())), batch)
-    return {subset: Accuracy(hits, n) for subset, hits in correct.items()}
+            logits = next(iter(task.branch_logits(batch, present).values()))
+            tallies.setdefault(subset, new_tally(batch.labels)).add(logits, batch.labels)
+    return {subset: tally.score() for subset, tally in tallies.items()}
 
 
-def name_subsets(task: ProbeTask | TeacherTask, subsets: Mapping[tuple[str, ...], Accuracy]) -> dict[str, Accuracy]:
+def name_subsets(task: ProbeTask | TeacherTask, subsets: Mapping[tuple[str, ...], Score]) -> dict[str, Score]:
     """The subsets in words, such as `image and depth`: those with something left out and something to see."""
     always = () if isinstance(task, ProbeTask) else ("image",)
     return {
-        " and ".join((*always, *subset)) + " alone" * (len(always + subset) == 1): accuracy
-        for subset, accuracy in subsets.items()
+        " and ".join((*always, *subset)) + " alone" * (len(always + subset) == 1): score
+        for subset, score in subsets.items()
         if always + subset and len(subset) < len(task.modalities)
     }
-
-
-def n_correct(logits: Tensor, batch: Batch) -> int:
-    """How many of a batch the logits [B, K] are right on."""
-    return int((logits.argmax(dim=-1) == batch.labels).sum())

@@ -68,6 +68,7 @@ class Student:
 
     model: nn.Module
     class_names: tuple[str, ...]
+    is_multi_label: bool
     image_size: int
     pixel_scale: PixelScale
 
@@ -108,7 +109,7 @@ def export_run(
     if os.path.lexists(out):
         raise CheckpointError(f"`{out}` is there already", hint="choose another folder, or remove it")
     scale = PixelScale(run.config.pixel_mean, run.config.pixel_std)
-    student = Student(run.task.student, run.facts.class_names, run.config.image_size, scale)
+    student = Student(run.task.student, run.facts.class_names, run.facts.is_multi_label, run.config.image_size, scale)
     images, checked_on = images_to_check(run)
     with new_folder(out) as temporary:
         loaded = FORMATS[format_name](student, temporary)
@@ -183,6 +184,7 @@ def export_transformers(student: Student, folder: Path) -> LoadedExport:
             student.model,  # type: ignore[arg-type]  # the students there are, are transformers'
             folder,
             class_names=student.class_names,
+            is_multi_label=student.is_multi_label,
             image_size=student.image_size,
             pixel_scale=student.pixel_scale,
         )

@@ -7,9 +7,10 @@ from pathlib import Path
 from dla_cache.errors import RecipeMismatchError, SpecError, name_some
 from dla_cache.store import LatentStore
 from trainer.data import Batch, PairSource, PixelScale, Role
-from trainer.evaluate import Accuracy, Predictions, measure_subsets, predict
+from trainer.evaluate import Predictions, measure_subsets, predict
 from trainer.run import EVALUATION_BATCH_SIZE, TrainedRun
 from trainer.run_folder import digest_of_rows
+from trainer.scores import Score
 from trainer.tasks import StudentTask
 
 
@@ -18,8 +19,8 @@ class Measurement:
     """What a run says of some labelled images."""
 
     predictions: Predictions
-    subsets: dict[tuple[str, ...], Accuracy]
-    """Accuracy with no other modality than these, from none to all; empty for a student."""
+    subsets: dict[tuple[str, ...], Score]
+    """The score with no other modality than these, from none to all; empty for a student."""
     is_own_data: bool
     """Whether the store has the images, splits and labels that the run was trained beside."""
 
@@ -88,6 +89,13 @@ def check_fits(run: TrainedRun, store: LatentStore, where: str) -> None:
     Raises:
         RecipeMismatchError: saying what differs.
     """
+    if store.rows.is_multi_label != run.facts.is_multi_label:
+        kinds = ["one class an image", "several labels an image"]
+        raise RecipeMismatchError(
+            f"`{where}` has {kinds[store.rows.is_multi_label]}, the run in `{run.folder}` was trained on"
+            f" {kinds[run.facts.is_multi_label]}",
+            hint="name a store whose labels are of the run's kind",
+        )
     if tuple(store.class_names) != run.facts.class_names:
         raise RecipeMismatchError(
             f"`{where}` and the run in `{run.folder}` have different class maps",

@@ -26,8 +26,10 @@ from dla_cache.images import Pixels, centre_square, decode_image
 from dla_cache.ingest import WHAT_IT_IS
 from dla_cache.tars import read_range
 from trainer.data import PixelScale
+from trainer.evaluate import probabilities_of
 from trainer.run import load_run
 from trainer.run_folder import read_config
+from trainer.student import MULTI_LABEL
 from trainer.tasks import StudentTask
 
 LOADING_FAULTS = (
@@ -53,16 +55,17 @@ class ImageClassifier:
     model: nn.Module
     """Takes `pixel_values` and gives an output with `logits`."""
     class_names: tuple[str, ...]
+    is_multi_label: bool
     image_size: int
     pixel_scale: PixelScale
     device: str
 
     @torch.inference_mode()
     def probabilities(self, pixels: Sequence[Pixels]) -> Tensor:
-        """float32 [B, K], on the CPU, of views uint8 [3, S, S]."""
+        """float32 [B, K], on the CPU, of views uint8 [3, S, S]; see `probabilities_of`."""
         scaled = self.pixel_scale.apply(torch.from_numpy(np.stack(pixels))).to(self.device)
         logits: Tensor = self.model(pixel_values=scaled).logits
-        return logits.float().softmax(dim=-1).cpu()
+        return probabilities_of(logits.float(), is_multi_label=self.is_multi_label).cpu()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +74,10 @@ class Answer:
 
     path: Path
     classes: tuple[tuple[str, float], ...]
-    """The likeliest classes and their probabilities, falling; none for a file that is no image."""
+    """The likeliest classes and their probabilities, falling; none for a file that is no image, nor for an image that
+    seems to have no class."""
     fault: str | None = None
-    """Why there is no class."""
+    """Why there is no answer."""
 
 
 def open_student(folder: Path, *, device: str = "cpu") -> ImageClassifier:
@@ -96,6 +100,7 @@ def open_student(folder: Path, *, device: str = "cpu") -> ImageClassifier:
         names = model.config.id2label
         class_names = tuple(str(names[number]) for number in range(len(names)))
         view = json.loads((folder / "preprocessor_config.json").read_bytes())
+        is_multi_label = model.config.problem_type == MULTI_LABEL
         image_size = int(view["size"]["shortest_edge"])
         scale = PixelScale(three_floats(view["image_mean"]), three_floats(view["image_std"]))
     except LOADING_FAULTS as error:
@@ -110,7 +115,7 @@ def open_student(folder: Path, *, device: str = "cpu") -> ImageClassifier:
             hint="export it again with `dla export`",
         )
     check_view(view, image_size, folder)
-    return ImageClassifier(model.to(device), class_names, image_size, scale, device)
+    return ImageClassifier(model.to(device), class_names, is_multi_label, image_size, scale, device)
 
 
 def student_of_run(folder: Path, device: str) -> ImageClassifier:
@@ -124,7 +129,9 @@ def student_of_run(folder: Path, device: str) -> ImageClassifier:
     assert isinstance(run.task, StudentTask)
     model: nn.Module = run.task.student
     scale = PixelScale(run.config.pixel_mean, run.config.pixel_std)
-    return ImageClassifier(model.to(device), run.facts.class_names, run.config.image_size, scale, device)
+    return ImageClassifier(
+        model.to(device), run.facts.class_names, run.facts.is_multi_label, run.config.image_size, scale, device
+    )
 
 
 def require_student(folder: Path) -> None:
@@ -192,7 +199,7 @@ def images_below(top: Path, skipped: Counter[str]) -> Iterator[Path]:
         passed_over = {
             "hidden": len(names) - len(visible),
             "of other names": len(visible) - len(images),
-            "links to a folder": len(links),
+            "linked folders": len(links),
         }
         skipped.update({kind: count for kind, count in passed_over.items() if count})
         below[:] = sorted(name for name in below if not name.startswith("."))  # links are not followed
@@ -200,8 +207,14 @@ def images_below(top: Path, skipped: Counter[str]) -> Iterator[Path]:
     yield from closed
 
 
-def classify(classifier: ImageClassifier, paths: Iterable[Path], *, batch_size: int, top: int = 1) -> Iterator[Answer]:
-    """The `top` likeliest classes of each file, in the order of `paths`."""
+def classify(
+    classifier: ImageClassifier, paths: Iterable[Path], *, batch_size: int, top: int | None = None
+) -> Iterator[Answer]:
+    """The `top` likeliest classes of each file, in the order of `paths`.
+
+    Args:
+        top: None takes the likeliest, or, where an image may have several, all that are likelier than not.
+    """
     views = read_ahead(paths, classifier.image_size, n_ahead=2 * batch_size)
     while batch := list(islice(views, batch_size)):
         pixels = [view for _, view in batch if not isinstance(view, str)]
@@ -211,13 +224,14 @@ def classify(classifier: ImageClassifier, paths: Iterable[Path], *, batch_size: 
 
 
 def likeliest_classes(
-    classifier: ImageClassifier, pixels: Sequence[Pixels], top: int
+    classifier: ImageClassifier, pixels: Sequence[Pixels], top: int | None
 ) -> list[tuple[tuple[str, float], ...]]:
-    """For each image its `top` classes with their probabilities, falling."""
-    values, numbers = classifier.probabilities(pixels).topk(top, dim=-1)
+    """For each image its `top` classes with their probabilities, falling; see `classify`."""
     names = classifier.class_names
+    is_by_half = top is None and classifier.is_multi_label
+    values, numbers = classifier.probabilities(pixels).topk(len(names) if is_by_half else top or 1, dim=-1)
     return [
-        tuple((names[number], value) for number, value in zip(*rows, strict=True))
+        tuple((names[number], value) for number, value in zip(*rows, strict=True) if value > 0.5 or not is_by_half)
         for rows in zip(numbers.tolist(), values.tolist(), strict=True)
     ]
 

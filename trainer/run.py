@@ -15,7 +15,7 @@ from dla_cache.store import LatentStore, open_store
 from trainer.checkpoint import fitting, load_checkpoint, write_atomically
 from trainer.config import MODEL_CONFIGS, RunConfig, folder_of
 from trainer.data import PairSource, PixelScale, Role
-from trainer.evaluate import measure_accuracy, measure_subsets, name_subsets
+from trainer.evaluate import measure_branches, measure_subsets, name_subsets
 from trainer.loop import Loop, LoopConfig, Progress
 from trainer.probe import LatentProbe, ProbeConfig
 from trainer.run_folder import (
@@ -116,8 +116,8 @@ def _train_locked(
     validation = pairs.evaluation(Role(config.roles.validation, EVALUATION_BATCH_SIZE), facts.modalities)
 
     def evaluate() -> dict[str, float]:
-        accuracies = {name: accuracy.top1 for name, accuracy in measure_accuracy(task, validation).items()}
-        return {"selection": next(iter(accuracies.values())), **accuracies}
+        scores = {name: score.value for name, score in measure_branches(task, validation).items()}
+        return {"selection": next(iter(scores.values())), **scores}
 
     training = pairs.training(roles)
     with closing(training(0)) as stream:
@@ -138,21 +138,24 @@ def _train_locked(
 
     load_best(folder, task)
     test_batches = pairs.evaluation(Role(config.roles.test, EVALUATION_BATCH_SIZE), facts.modalities)
-    test = measure_accuracy(task, test_batches)
+    test = measure_branches(task, test_batches)
     answer = next(iter(test.values()))
     if not isinstance(task, StudentTask):
         test |= name_subsets(task, measure_subsets(task, test_batches))
-    low, high = answer.interval()
+    intervals = {name: score.interval() for name, score in test.items()}
+    low, high = next(iter(intervals.values()))
     result = RunResult(
         kind=config.kind,
+        metric="mAP" if facts.is_multi_label else "top-1",
         seed=config.seed,
         best_step=done.best_step,
-        validation_top1=done.best_metrics["selection"],
-        test_top1=answer.top1,
+        validation_score=done.best_metrics["selection"],
+        test_score=answer.value,
         test_low=low,
         test_high=high,
         test_images=answer.n,
-        branches={name: accuracy.top1 for name, accuracy in test.items()},
+        branches={name: score.value for name, score in test.items()},
+        branch_intervals=intervals,
         position_to_content=position_to_content,
         train_seconds=done.train_seconds,
         images_per_s=loop.step * config.images_per_step / done.train_seconds,
@@ -163,6 +166,7 @@ def _train_locked(
             task.student,
             folder / "student",
             class_names=facts.class_names,
+            is_multi_label=facts.is_multi_label,
             image_size=config.image_size,
             pixel_scale=scale,
         )
@@ -192,6 +196,7 @@ def data_facts(
     seen = wanted if target_run is None else target_run.facts.modalities
     facts = DataFacts(
         class_names=tuple(store.class_names),
+        is_multi_label=store.rows.is_multi_label,
         recipes={name: recipe.hash for name, recipe in recipes.items()},
         formats={name: recipes[name].format for name in wanted},
         modalities=tuple(wanted),
@@ -200,9 +205,11 @@ def data_facts(
         teacher_sha256=target_run.weights_sha256 if target_run is not None else None,
     )
     if target_run is not None:
-        if target_run.facts.class_names != facts.class_names:
+        if kind_of_labels(target_run.facts) != kind_of_labels(facts):
             raise RecipeMismatchError(
-                f"`{target_run.folder}` and `{config.store}` have different class maps",
+                f"`{target_run.folder}` and `{config.store}` have different class maps"
+                if target_run.facts.is_multi_label == facts.is_multi_label
+                else f"of `{target_run.folder}` and `{config.store}` one has one class an image, the other several",
                 hint="train the teacher on a store made from the same manifest",
             )
         for name in target_run.facts.modalities:
@@ -246,6 +253,15 @@ def check_roles(config: RunConfig, store: LatentStore) -> None:
                 f"{len(unlabelled)} images of `roles.{role}` have no label: {name_some(unlabelled)}",
                 hint="images without a label can play `roles.transfer` only",
             )
+        if store.rows.is_multi_label and not any(row.label for row in rows):
+            raise SpecError(
+                f"no image of `roles.{role}` has any of the classes", hint="there is nothing to rank: see the labels"
+            )
+
+
+def kind_of_labels(facts: DataFacts) -> tuple[tuple[str, ...], bool]:
+    """What two runs must share for the answers of one to mean something to the other."""
+    return facts.class_names, facts.is_multi_label
 
 
 def load_run(folder: Path) -> TrainedRun:

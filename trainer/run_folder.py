@@ -20,6 +20,7 @@ from dla_cache.spec import LatentFormat, StrictModel, canonical_json, load_yaml
 from dla_cache.store import LatentStore
 from trainer.checkpoint import start_again, write_atomically
 from trainer.config import PLACES, RunConfig, resolve_run
+from trainer.scores import Metric
 
 M = TypeVar("M", bound=StrictModel)
 
@@ -28,6 +29,8 @@ class DataFacts(StrictModel):
     """What a run folder remembers of what it learns from: enough to load the model, and to refuse anything else."""
 
     class_names: tuple[str, ...]
+    is_multi_label: bool = False
+    """Whether an image may have any number of the classes."""
     recipes: dict[str, str]
     """Modality → recipe hash, for all of the store."""
     formats: dict[str, LatentFormat]
@@ -45,17 +48,21 @@ class RunResult(StrictModel):
     """What a finished run says of itself."""
 
     kind: str
+    metric: Metric
+    """What the scores are: top-1, or mean average precision where an image may have several classes."""
     seed: int
     best_step: int
-    validation_top1: float
+    validation_score: float
     """Of the kept weights; chosen among steps, so a little optimistic."""
-    test_top1: float
+    test_score: float
     test_low: float
-    """Wilson's 95 % interval over test images."""
+    """95 % interval over test images: Wilson's of top-1, a bootstrap's of mAP."""
     test_high: float
     test_images: int
     branches: dict[str, float]
-    """Test top-1 of the model, of each of its parts, and with some of its modalities left out (`image and depth`)."""
+    """Test score of the model, of each of its parts, and with some of its modalities left out (`image and depth`)."""
+    branch_intervals: dict[str, tuple[float, float]]
+    """95 % interval of each, as of the test score."""
     position_to_content: dict[str, float]
     """Before training, for each span: norm of the positions over norm of their tokens. Well below 1 a model
     hardly knows where a token lies."""
@@ -157,7 +164,7 @@ def check_same_run(folder: Path, config: RunConfig, begun: DataFacts, facts: Dat
             hint="restore the setting, or choose another output",
         )
     same = {
-        "classes": begun.class_names == facts.class_names,
+        "classes": (begun.class_names, begun.is_multi_label) == (facts.class_names, facts.is_multi_label),
         "images, splits or labels": begun.rows_sha256 == facts.rows_sha256,
     }
     same |= {

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -13,6 +13,9 @@ from transformers.image_utils import PILImageResampling
 
 from trainer.data import PixelScale
 from trainer.trunk import TrunkConfig
+
+MULTI_LABEL: Literal["multi_label_classification"] = "multi_label_classification"
+"""What transformers calls it if an image may have any number of classes."""
 
 
 class StudentConfig(TrunkConfig):
@@ -79,6 +82,7 @@ def export_student(
     class_names: Sequence[str],
     image_size: int,
     pixel_scale: PixelScale,
+    is_multi_label: bool = False,
 ) -> None:
     """Writes the student as a folder that stock transformers loads: weights, class map, image processor.
 
@@ -86,6 +90,8 @@ def export_student(
     `image_size`, bicubic and antialiased, then the centre square, normalised.
     """
     student.config.id2label = dict(enumerate(class_names))
+    if is_multi_label:
+        student.config.problem_type = MULTI_LABEL
     student.config.label2id = {name: index for index, name in enumerate(class_names)}
     student.save_pretrained(folder)
     processor = ViTImageProcessorPil(

@@ -4,7 +4,7 @@ Dimensions: B images, D width, K classes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -17,7 +17,8 @@ from trainer.config import SelfTraining
 from trainer.data import Batch
 from trainer.heads import MessyHeads, MessyTerm
 from trainer.objectives import Need, ObjectiveConfig, ObjectiveInputs, weighted_terms
-from trainer.objectives.ce import cross_entropy
+from trainer.objectives.ce import cross_entropy, has_label
+from trainer.objectives.kd import yes_and_no
 from trainer.objectives.messy import pooled_targets
 from trainer.probe import LatentProbe
 from trainer.student import student_features, student_position_to_content
@@ -66,14 +67,20 @@ def labelled_terms(logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tens
 def self_training_terms(
     logits: Mapping[str, Tensor], answers: Tensor, batch: Batch, config: SelfTraining
 ) -> dict[str, Tensor]:
-    """Cross entropy of each branch with the confident `answers` [B, K] on unlabelled images.
+    """Cross entropy of each branch with the confident `answers`, logits [B, K], on unlabelled images.
 
-    The mean runs over all unlabelled images, confident or not, so that few answers weigh little.
+    The mean runs over all unlabelled images, confident or not, so that few answers weigh little; over their classes
+    as well where an image may have several.
 
     Source: FixMatch, arXiv:2001.07685, equation 4.
     """
+    unlabelled = ~has_label(batch.labels)
+    if batch.is_multi_label:
+        # Each class is a question of its own: its answer is yes or no, of logits (z, 0).
+        n_classes = answers.shape[1]
+        answers, unlabelled = yes_and_no(answers), unlabelled.repeat_interleave(n_classes)
+        logits = {name: yes_and_no(value) for name, value in logits.items()}
     confidence, answer = answers.softmax(dim=-1).max(dim=-1)
-    unlabelled = batch.labels < 0
     chosen = unlabelled & (confidence >= config.confidence)
     if not bool(chosen.any()):
         return {}
@@ -194,11 +201,11 @@ class StudentTask:
 
     def losses(self, batch: Batch) -> TaskLosses:
         output = student_features(self.student, batch.pixels)
-        inputs = ObjectiveInputs(output.logits, batch.labels)
+        inputs = ObjectiveInputs(output.logits, batch.labels, is_multi_label=batch.is_multi_label)
         if self.target_model is not None:
             predictions = self.heads(output.block_outputs) if self.heads is not None else {}
             logits, targets = self.target_model.targets(batch, list(predictions))
-            inputs = ObjectiveInputs(output.logits, batch.labels, logits, predictions, targets)
+            inputs = replace(inputs, teacher_logits=logits, predictions=predictions, targets=targets)
         return sum_terms(weighted_terms(self.objective, inputs))
 
     def taught_parameters(self) -> Sequence[nn.Parameter]:

@@ -66,7 +66,7 @@ class TeacherOutput:
     """What a teacher says of a batch, and what its blocks hold."""
 
     logits: Tensor
-    """[B, K]. With late fusion the weighted mean of both branches' log-probabilities, else the transformer's."""
+    """[B, K]. With late fusion the weighted mean of both branches' logits, else the transformer's."""
     block_outputs: tuple[Tensor, ...]
     """[B, N, D] of each block, before the final norm."""
     branch_logits: dict[str, Tensor]
@@ -170,9 +170,8 @@ class Teacher(nn.Module):
         dropped, absent or wholly padded modality is its learned null tokens to the transformer and 0
         to the late branch.
 
-        The branches' log-probabilities are averaged, not their logits: a branch that is only larger
-        in scale would outvote the other. The mean is, up to a constant, the normalised product of
-        both distributions, so a class must be plausible to both.
+        The branches' logits are averaged. Softmax makes of the mean the normalised product of both
+        distributions, weighted, so a class must be plausible to both; a sigmoid does so class by class.
 
         Args:
             pixels: [B, 3, H, W] float, normalised.
@@ -196,9 +195,7 @@ class Teacher(nn.Module):
         if self.late_branch is None:
             return TeacherOutput(fused, tuple(block_outputs), {"fused": fused})
         late = self.late_branch(latents, masks, kept)
-        logits = torch.lerp(
-            fused.float().log_softmax(dim=-1), late.float().log_softmax(dim=-1), self.config.late_fusion_weight
-        )
+        logits = torch.lerp(fused.float(), late.float(), self.config.late_fusion_weight)
         return TeacherOutput(logits, tuple(block_outputs), {"fused": fused, "late": late})
 
     def _scaled(self, raw_latents: Mapping[str, Tensor], present: Mapping[str, bool] | None) -> dict[str, Tensor]:

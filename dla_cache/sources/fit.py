@@ -217,8 +217,12 @@ class EmbeddedFit:
         self.flow.latent_std.copy_(means.std(dim=(0, 2, 3)))
         return self._stage("flow", FlowTask(self.flow, self.autoencoder), self.spec.flow, self._score_flow)
 
-    def fit_ridge(self) -> None:
-        """Closed form, no steps: random patches of fitted images as filters, then ridge regression."""
+    def fit_ridge(self, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> None:
+        """Closed form, no steps: random patches of fitted images as filters, then ridge regression.
+
+        Args:
+            on_progress: takes images whose features are computed, most of the work, and images in all.
+        """
         images = self.pairs.fitted_pixels
         generator = torch.Generator().manual_seed(self.spec.seed)
         rows = torch.randint(len(images), (RIDGE_FILTERS,), generator=generator).tolist()
@@ -228,7 +232,11 @@ class EmbeddedFit:
         patches = patches - patches.mean(dim=(1, 2, 3), keepdim=True)
         self.ridge.filters.copy_(patches / patches.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
         with torch.inference_mode():
-            features = torch.cat([self.ridge.features(pixels) for pixels in torch.split(images, 512)])
+            parts: list[Tensor] = []
+            for first in range(0, len(images), 512):
+                parts.append(self.ridge.features(images[first : first + 512]))
+                on_progress(min(first + 512, len(images)), len(images))
+            features = torch.cat(parts)
             latents = self.pairs.mean_latents(self._encode)
             centred = features - features.mean(dim=0)
             gram = centred.T @ centred + self.spec.ridge_penalty * torch.eye(features.shape[1])
@@ -244,7 +252,7 @@ class EmbeddedFit:
                 f"{self.spec.source}-ridge": self._score_latents(self.ridge(self.pairs.held_out_pixels)),
                 "the autoencoder alone": self._score_autoencoder(),
             }
-        return {name: {key: score[key] for key in score.keys() - {"selection"}} for name, score in scores.items()}
+        return {name: {key: score[key] for key in score if key != "selection"} for name, score in scores.items()}
 
     def export(self, folder: Path) -> dict[str, dict[str, float]]:
         """Writes float16 weights and a model card into `folder`; returns the scores after rounding to float16."""

@@ -74,7 +74,7 @@ def convert_store(
     for series in source.series:
         written.consolidate(series)
         _check_equal(source, written, series)
-    return ConvertReport(len(written.rows), source.series, len(todo), written.content_hash())
+    return ConvertReport(len(written.rows.kept_ids), source.series, len(todo), written.content_hash())
 
 
 def _copy_shard(source: LatentStore, target: LatentStore, series: str, shard: Shard) -> None:

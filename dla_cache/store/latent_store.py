@@ -6,7 +6,7 @@ records only, never the files: rows that were not computed would read as zeros f
 
 import hashlib
 import mmap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +30,7 @@ from dla_cache.store.layout import (
     payload_bytes,
     stored_dtype,
 )
-from dla_cache.store.metadata import hash_of_images, read_metadata
+from dla_cache.store.metadata import hash_of_images, read_metadata, unchanged_rows
 from dla_cache.store.statistics import LatentStatistics, SplitStatistics, measure, merge_statistics
 
 MAX_OPEN_SHARDS = 512
@@ -51,6 +51,9 @@ class LatentStore:
         self._layouts = self.metadata.series
         self._logs = {series: CommitLog(commits_folder(path, series)) for series in self._layouts}
         self._open = lru_cache(MAX_OPEN_SHARDS)(self._open_shard)
+
+    def __reduce__(self) -> tuple[type["LatentStore"], tuple[Path]]:
+        return LatentStore, (self.path,)  # maps of files do not travel to another process
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -163,61 +166,68 @@ class LatentStore:
 
         Raises:
             LatentShapeError, NonFiniteLatentError: if the latents are not what the recipe declares.
-            StoreError: if the disk refuses, or does not give back what was written.
+            StoreError: if the disk refuses, does not give back what was written, or images were removed from the
+                store since it was opened.
         """
-        samples = checked_latents(latents, self.recipe(modality).format, self._kept_ids(shard))
-        payloads = [sample.tobytes() for sample in samples]
-        return self._commit(
-            modality, shard, payloads, lambda: self._measure(modality, shard, samples), seconds=seconds, device=device
-        )
+        latent = self.recipe(modality).format
+        samples = np.ascontiguousarray(checked_latents(latents, latent, self._kept_ids(shard)))
+        payloads = samples.view(np.uint8).reshape(len(samples), payload_bytes(latent))
+        return self._commit(modality, shard, payloads, seconds=seconds, device=device)
 
     def write_images(self, shard: Shard, contents: Sequence[bytes], *, seconds: float) -> bool:
         """Writes and commits the files of one shard's images, as `write_shard` does with latents.
 
         Raises:
             ImageError: if they are not the files of the row table.
-            StoreError: if the disk refuses, or does not give back what was written.
+            StoreError: as of `write_shard`.
         """
         self.layout_of(IMAGES)
-        changed = self.changed_images(self.kept_rows(shard).tolist(), contents)
+        changed = self.rows.changed_images(self.kept_rows(shard).tolist(), contents)
         if changed:
             raise ImageError(
                 f"not the files of the row table: {name_some([self.rows.image_ids[row] for row in changed])}",
                 hint="restore the images, or make manifest and store again",
             )
-        return self._commit(IMAGES, shard, contents, dict, seconds=seconds, device="cpu")
+        return self._commit(IMAGES, shard, contents, seconds=seconds, device="cpu")
 
-    def _commit(
-        self,
-        series: str,
-        shard: Shard,
-        payloads: Sequence[bytes],
-        statistics: Callable[[], dict[str, SplitStatistics]],
-        *,
-        seconds: float,
-        device: str,
-    ) -> bool:
-        def write() -> CommitRecord:
-            contents = self.encode_shard(series, shard, payloads)
-            digest = hashlib.sha256()
-            for path, content in zip(self.shard_files(series, shard.index), contents, strict=True):
-                write_durably(path, content)
-                digest.update(content)
-            return CommitRecord(
-                modality=series,
-                shard=shard.index,
-                n_rows=len(shard),
-                size_bytes=sum(len(content) for content in contents),
-                file_sha256=digest.hexdigest(),
-                content_sum=f"{content_sum(self._kept_ids(shard), payloads):064x}",
-                recipe_hash=self.recipe_hash(series),
-                statistics=statistics(),
-                seconds=seconds,
-                device=device,
+    def _commit(self, series: str, shard: Shard, payloads: Any, *, seconds: float, device: str) -> bool:
+        with unchanged_rows(self.path, self.metadata):
+            return self._logs[series].commit_once(
+                shard.index, lambda: self._write(series, shard, payloads, seconds=seconds, device=device)
             )
 
-        with writing_to(self.path):
-            return self._logs[series].commit_once(shard.index, write)
+    def _write(self, series: str, shard: Shard, payloads: Any, *, seconds: float, device: str) -> CommitRecord:
+        contents = self.encode_shard(series, shard, payloads)
+        digest = hashlib.sha256()
+        for path, content in zip(self.shard_files(series, shard.index), contents, strict=True):
+            write_durably(path, content)
+            digest.update(content)
+        return CommitRecord(
+            modality=series,
+            shard=shard.index,
+            n_rows=len(shard),
+            size_bytes=sum(len(content) for content in contents),
+            file_sha256=digest.hexdigest(),
+            content_sum=f"{content_sum(self._kept_ids(shard), payloads):064x}",
+            recipe_hash=self.recipe_hash(series),
+            statistics=self.measure_shard(series, shard, payloads),
+            seconds=seconds,
+            device=device,
+        )
+
+    def replace_shard(self, shard: Shard, payloads: Any, before: CommitRecord) -> None:
+        """Puts these payloads of its `kept_rows` in the place of those of a shard, which may be withdrawn already.
+
+        Whoever calls this is the `sole_writer` of the store.
+
+        Args:
+            before: the shard's record as it was; series, seconds and device stay.
+        """
+        series, log = before.modality, self._logs[before.modality]
+        log.withdraw({index: record for index, record in log.read().items() if index == shard.index})
+        log.commit_once(
+            shard.index, lambda: self._write(series, shard, payloads, seconds=before.seconds, device=before.device)
+        )
 
     def encode_shard(self, series: str, shard: Shard, payloads: Sequence[Payload]) -> tuple[bytes, ...]:
         """The bytes of a shard's files, of the payloads of its `kept_rows`."""
@@ -228,20 +238,20 @@ class LatentStore:
 
     def measure_shard(self, series: str, shard: Shard, payloads: Any) -> dict[str, SplitStatistics]:
         """The statistics of each split of a shard, as its record keeps them; none of images."""
-        return {} if series == IMAGES else self._measure(series, shard, self._samples(series, payloads))
-
-    def _measure(self, modality: str, shard: Shard, samples: NDArray[np.generic]) -> dict[str, SplitStatistics]:
+        if series == IMAGES:
+            return {}
+        samples = self._samples(series, payloads)
         splits = np.array([self.rows[row].split for row in self.kept_rows(shard).tolist()])
-        axis = self.recipe(modality).format.channel_axis
+        axis = self.recipe(series).format.channel_axis
         return {str(split): measure(samples[splits == split], axis) for split in np.unique(splits)}
 
     def withdraw(self, series: str, records: Mapping[int, CommitRecord]) -> None:
         """Takes these records out of the commit log: their shards are then not committed any more.
 
         Raises:
-            StoreError: if the disk refuses; then some of them may still be there.
+            StoreError: if the disk refuses, then some of them may still be there; or if images were removed meanwhile.
         """
-        with writing_to(self.path):
+        with unchanged_rows(self.path, self.metadata):
             self._logs[series].withdraw(records)
 
     def consolidate(self, series: str, *, at_least: int = 0) -> None:
@@ -265,6 +275,11 @@ class LatentStore:
             gathered[places] = payloads
         return self._samples(modality, gathered)
 
+    def present(self, modality: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which images have a latent of a modality, [B]: all, in a store by itself."""
+        self.recipe(modality)
+        return np.ones(len(rows), bool)
+
     def read_images(self, rows: NDArray[np.int64]) -> list[bytes]:
         """The files of images, in the order of `rows`; CRC and sha256 of each are checked.
 
@@ -276,7 +291,7 @@ class LatentStore:
         for places, payloads in self._gather(IMAGES, rows):
             for place, payload in zip(places.tolist(), payloads, strict=True):
                 contents[place] = payload
-        changed = self.changed_images(np.asarray(rows).tolist(), contents)
+        changed = self.rows.changed_images(np.asarray(rows).tolist(), contents)
         if changed:
             shard = changed[0] // self.shard_size
             raise self._damaged(IMAGES, shard, "an image does not have the sha256 of its row", changed[:1])
@@ -323,14 +338,6 @@ class LatentStore:
 
     def _kept_ids(self, shard: Shard) -> tuple[str, ...]:
         return tuple(image.image_id for image in self.rows[shard.start : shard.stop] if not image.removed)
-
-    def changed_images(self, rows: Sequence[int], contents: Sequence[bytes]) -> list[int]:
-        """Those rows whose image, of these files in the order of `rows`, does not have the sha256 of the row table."""
-        return [
-            row
-            for row, content in zip(rows, contents, strict=True)
-            if hashlib.sha256(content).hexdigest() != self.rows[row].sha256
-        ]
 
     def statistics(self, modality: str, splits: Sequence[str]) -> LatentStatistics:
         """Per-channel statistics over all images of some splits, from the commit records.

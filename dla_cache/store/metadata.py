@@ -5,17 +5,20 @@ hashes of all the rest, and one of its own attributes: commit records cover late
 labels, splits and class names that a run takes from the store without a manifest.
 """
 
+import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from dla_cache.durable import is_temporary, locked_folder, make_folder, write_durably, writing_to
-from dla_cache.errors import RecipeMismatchError, StoreError
+from dla_cache.errors import RecipeMismatchError, StoreError, name_some
 from dla_cache.spec import Modality, Recipe, canonical_json
 from dla_cache.store.layout import (
     FORMAT,
@@ -28,7 +31,7 @@ from dla_cache.store.layout import (
     sealed,
 )
 from dla_cache.store.parts import UNFINISHED
-from dla_cache.store.rows import RowTable
+from dla_cache.store.rows import RowTable, StoredImage
 from dla_cache.store.webdataset_layout import WebDatasetLayout
 from dla_cache.store.zarr_layout import ZarrLayout
 
@@ -50,6 +53,8 @@ class StoreMetadata:
     """By modality, in alphabetical order."""
     images: str = NO_IMAGES
     """How the store holds the images' own bytes: `original`, the bytes of their files, or `none`."""
+    rows_sha256: str = ""
+    """Of the row table's bytes as they were read; empty where none were."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -115,12 +120,9 @@ def read_metadata(path: Path, *, rows_sha256: str | None = None) -> StoreMetadat
         if sealed({name: value for name, value in attributes.items() if name != "sha256"}) != attributes:
             raise not_as_written(path, f"class map or another setting in `{layout.main_file}`")
         rows = (path / "rows.parquet").read_bytes()
-        if hashlib.sha256(rows).hexdigest() != (rows_sha256 or attributes["rows_sha256"]):
-            if (path / UNFINISHED).is_file():
-                raise StoreError(
-                    f"images are being removed from `{path}`",
-                    hint="if nobody is at it any more: `dla cache takedown` with this store finishes it",
-                )
+        found_sha256 = hashlib.sha256(rows).hexdigest()
+        if found_sha256 != (rows_sha256 or attributes["rows_sha256"]):
+            refuse_unfinished_removal(path)
             raise not_as_written(path, "row table `rows.parquet`")
         for modality in attributes["recipes"]:
             Modality(modality)  # it becomes a part of paths
@@ -136,6 +138,7 @@ def read_metadata(path: Path, *, rows_sha256: str | None = None) -> StoreMetadat
             shard_size=attributes["shard_size"],
             recipes=dict(sorted(recipes.items())),
             images=attributes.get("images", NO_IMAGES),
+            rows_sha256=found_sha256,
         )
     except StoreError:
         raise
@@ -144,6 +147,103 @@ def read_metadata(path: Path, *, rows_sha256: str | None = None) -> StoreMetadat
             f"the metadata of `{path}` is damaged: {error}",
             hint="restore its `.json` files and `rows.parquet` from a copy",
         ) from error
+
+
+def refuse_unfinished_removal(path: Path) -> None:
+    """Passes a store from which no image is being removed.
+
+    Raises:
+        StoreError: if a removal has begun and is not through, be it that its process was killed.
+    """
+    if (path / UNFINISHED).is_file():
+        raise StoreError(
+            f"images are being removed from `{path}`",
+            hint="if nobody is at it any more: `dla cache takedown` with this store finishes it",
+        )
+
+
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Keeps everybody else from writing to a store, once those that do are through: see `unchanged_rows`.
+
+    Raises:
+        StoreError: if the block is refused by the disk.
+    """
+    with writing_to(path):
+        make_folder(path / "commits")
+        with locked_folder(path), locked_folder(path / "commits"):
+            yield
+
+
+@contextmanager
+def unchanged_rows(path: Path, opened: StoreMetadata) -> Iterator[None]:
+    """Keeps images from being removed during the block, and passes if none were since the store was opened.
+
+    Any number of processes may be in such a block. A removal, which is `sole_writer`, waits for all of them, and who
+    comes meanwhile waits for it; so nothing is written by a row table that has been replaced.
+
+    Raises:
+        StoreError: if the row table is another by now, or the block is refused by the disk.
+    """
+    with writing_to(path):
+        with locked_folder(path):  # a removal holds it while it waits for the other lock, so that nobody overtakes it
+            descriptor = os.open(path / "commits", os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        try:
+            if _present_rows_sha256(path, opened.layout) != opened.rows_sha256:
+                raise StoreError(
+                    f"images were removed from `{path}` while this worked on it; what it had committed before stays",
+                    hint="run the same command again: it goes on without them",
+                )
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _present_rows_sha256(path: Path, layout: Layout) -> str:
+    """Of the row table on disk: the main file tells it, and need not be up to date while images are being removed."""
+    if (path / UNFINISHED).is_file():
+        return hashlib.sha256((path / "rows.parquet").read_bytes()).hexdigest()
+    try:
+        return str(layout.read_attributes(path)["rows_sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise not_as_written(path, f"main file `{layout.main_file}`") from error
+
+
+def stored_rows(path: Path) -> RowTable | None:
+    """The row table of the store at `path`; None if there is no store yet.
+
+    Raises:
+        StoreError: as `read_metadata` does.
+    """
+    return None if find_layout(path) is None else read_metadata(path).rows
+
+
+def with_removed(stored: RowTable | None, wanted: RowTable) -> RowTable:
+    """The rows of a manifest as a store that goes on with it has them: its removed images are there as removed.
+
+    The rule: removed images aside, manifest and store list the same images in the same order. Whether the manifest
+    still lists removed ones does not matter, they stay removed. Rows that do not agree so come back as they are.
+    """
+    return stored if stored is not None and agree_but_for_removed(stored, wanted) else wanted
+
+
+def agree_but_for_removed(one: RowTable, other: RowTable) -> bool:
+    """Whether two tables have the same images in the same order, without those that either has as removed."""
+    kept = [_without(rows, one.removed_ids | other.removed_ids) for rows in (one, other)]
+    return (
+        one.is_multi_label == other.is_multi_label
+        and len(kept[0]) == len(kept[1])
+        and all(_is_same_image(*pair) for pair in zip(*kept, strict=True))
+    )
+
+
+def _without(rows: RowTable, image_ids: frozenset[str]) -> list[StoredImage]:
+    return [image for image in rows if image.image_id not in image_ids]
+
+
+def _is_same_image(one: StoredImage, other: StoredImage) -> bool:
+    return one == replace(other, row=one.row)
 
 
 def create_metadata(path: Path, wanted: StoreMetadata) -> None:
@@ -221,7 +321,7 @@ def check_agrees(path: Path, stored: StoreMetadata, wanted: StoreMetadata) -> No
     """
     before, after = ({"layout": metadata.layout.name, **metadata.settings} for metadata in (stored, wanted))
     differences = list(changed_fields(before, after))
-    if stored.rows != wanted.rows:
+    if stored.rows != wanted.rows and not agree_but_for_removed(stored.rows, wanted.rows):
         differences.append(f"row table: {_first_difference(stored.rows, wanted.rows)}")
     for modality in stored.recipes.keys() & wanted.recipes.keys():
         old, new = (metadata.recipes[modality].model_dump(mode="json") for metadata in (stored, wanted))
@@ -229,11 +329,17 @@ def check_agrees(path: Path, stored: StoreMetadata, wanted: StoreMetadata) -> No
     if NO_IMAGES not in (stored.images, wanted.images) and stored.images != wanted.images:
         differences.append(f"`images` `{stored.images}` → `{wanted.images}`")
     if differences:
-        hint = "name a new store, or go back to the old settings; a store is never changed in place"
-        if any(row.removed for row in stored.rows):
-            hint = "images were taken out of this store, so it is not built on any more: build a new one without them"
         raise RecipeMismatchError(
-            f"`{path}` was built from another spec, source or manifest: {'; '.join(differences)}", hint=hint
+            f"`{path}` was built from another spec, source or manifest: {'; '.join(differences)}",
+            hint="name a new store, or go back to the old settings; a store is never changed in place",
+        )
+    if stored.rows != wanted.rows:
+        one_sided = sorted(stored.rows.removed_ids ^ wanted.rows.removed_ids)
+        raise RecipeMismatchError(
+            f"{len(one_sided)} images were removed from `{path}` and not from what goes into it, or the other way"
+            f" round: {name_some(one_sided)}",
+            hint="run the same command again if they were removed just now; else `dla cache takedown` removes them"
+            " from the other store, too",
         )
 
 
@@ -248,7 +354,15 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str =
 
 
 def _first_difference(old: RowTable, new: RowTable) -> str:
-    if len(old) != len(new):
-        return f"`{len(old)}` images → `{len(new)}`"
-    before, after = next((before, after) for before, after in zip(old, new, strict=True) if before != after)
-    return f"row {before.row} `{before}` → `{after}`"
+    """Of two tables that do not agree; images that were removed from the old one do not count."""
+    before, after = (_without(rows, old.removed_ids) for rows in (old, new))
+    if len(before) != len(after):
+        return f"`{len(before)}` images → `{len(after)}`"
+    if old.is_multi_label != new.is_multi_label:
+        return "one label an image → several" if new.is_multi_label else "several labels an image → one"
+    pairs = zip(before, after, strict=True)
+    one, other = next((one, other) for one, other in pairs if not _is_same_image(one, other))
+    if one.image_id != other.image_id:
+        return f"row {one.row} is `{one.image_id}` → `{other.image_id}`"
+    changed = changed_fields(asdict(one), asdict(other) | {"row": one.row, "removed": one.removed})
+    return f"image `{one.image_id}`: {', '.join(changed)}"

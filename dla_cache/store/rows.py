@@ -1,7 +1,8 @@
 """The row table: which image has which row. Everything else in a store follows it."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import overload
 
@@ -10,21 +11,25 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dla_cache.errors import MissingLatentError, StoreError, name_some
-from dla_cache.manifest import Manifest
+from dla_cache.manifest import Label, Manifest
 from dla_cache.parquet import from_parquet, to_parquet
 
-SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("image_id", pa.string()),
-        ("sha256", pa.string()),
-        ("split", pa.string()),
-        ("label", pa.int32()),
-        ("uri", pa.string()),
-        # A removed image keeps its row and its ID, and nothing else.
-        ("removed", pa.bool_()),
-    ]
-)
+
+def schema_of(*, is_multi_label: bool) -> pa.Schema:
+    """The columns; a label is one class index, or a list of them."""
+    label = pa.list_(pa.field("element", pa.int32(), nullable=False)) if is_multi_label else pa.int32()
+    return pa.schema(
+        [
+            ("row", pa.int64()),
+            ("image_id", pa.string()),
+            ("sha256", pa.string()),
+            ("split", pa.string()),
+            ("label", label),
+            ("uri", pa.string()),
+            # A removed image keeps its row and its ID, and nothing else.
+            ("removed", pa.bool_()),
+        ]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,7 @@ class StoredImage:
     image_id: str
     sha256: str
     split: str
-    label: int | None
+    label: Label | None
     uri: str
     removed: bool = False
 
@@ -43,8 +48,13 @@ class StoredImage:
 class RowTable:
     """The images of a store in row order; row numbers are 0, 1, 2, …"""
 
-    def __init__(self, images: Sequence[StoredImage]) -> None:
+    def __init__(self, images: Sequence[StoredImage], *, is_multi_label: bool = False) -> None:
+        """
+        Args:
+            is_multi_label: whether labels are tuples of class indices.
+        """
         self.images = tuple(images)
+        self.is_multi_label = is_multi_label
 
     def __len__(self) -> int:
         return len(self.images)
@@ -60,7 +70,9 @@ class RowTable:
         return iter(self.images)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, RowTable) and self.images == other.images
+        return (
+            isinstance(other, RowTable) and self.images == other.images and self.is_multi_label == other.is_multi_label
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -74,12 +86,25 @@ class RowTable:
         return tuple(image.image_id for image in self.images if not image.removed)
 
     @cached_property
+    def removed_ids(self) -> frozenset[str]:
+        return frozenset(image.image_id for image in self.images if image.removed)
+
+    @cached_property
     def splits(self) -> frozenset[str]:
         return frozenset(image.split for image in self.images if not image.removed)
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
         return {image.image_id: image.row for image in self.images if not image.removed}
+
+    def without(self, image_ids: Collection[str]) -> "RowTable":
+        """The same rows, those of these images as of removed ones."""
+        doomed = frozenset(image_ids)
+        images = [
+            replace(image, sha256="", uri="", label=None, removed=True) if image.image_id in doomed else image
+            for image in self
+        ]
+        return RowTable(images, is_multi_label=self.is_multi_label)
 
     def row_of(self, image_id: str) -> int:
         """The row of an image.
@@ -95,7 +120,8 @@ class RowTable:
                     f"image `{image_id}` was removed from the store", hint="nothing of it is left but its ID"
                 ) from None
             raise MissingLatentError(
-                f"the store has no image `{image_id}`", hint="`dla cache inspect STORE` shows what it has"
+                f"the store has no image `{image_id}`",
+                hint="its `rows.parquet` lists the IDs, and so does the manifest",
             ) from None
 
     def rows_of(self, splits: Sequence[str] | None = None) -> NDArray[np.int64]:
@@ -113,9 +139,18 @@ class RowTable:
         chosen = self.splits if splits is None else set(splits)
         return np.array([image.row for image in self if image.split in chosen and not image.removed], np.int64)
 
+    def changed_images(self, rows: Sequence[int], contents: Sequence[bytes]) -> list[int]:
+        """Those rows whose image, of these files in the order of `rows`, does not have the sha256 of the table."""
+        return [
+            row
+            for row, content in zip(rows, contents, strict=True)
+            if hashlib.sha256(content).hexdigest() != self[row].sha256
+        ]
+
     def to_parquet(self) -> bytes:
-        columns = {name: [getattr(image, name) for image in self.images] for name in SCHEMA.names}
-        return to_parquet(pa.table(columns, schema=SCHEMA))
+        schema = schema_of(is_multi_label=self.is_multi_label)
+        columns = {name: [getattr(image, name) for image in self.images] for name in schema.names}
+        return to_parquet(pa.table(columns, schema=schema))
 
     @classmethod
     def from_parquet(cls, content: bytes) -> "RowTable":
@@ -125,10 +160,16 @@ class RowTable:
             StoreError: if they are no row table.
         """
         try:
-            table = from_parquet(content).cast(SCHEMA)
-        except (ValueError, NotImplementedError) as error:
+            table = from_parquet(content)
+            is_multi_label = pa.types.is_list(table.schema.field("label").type)
+            table = table.cast(schema_of(is_multi_label=is_multi_label))
+        except (ValueError, KeyError, NotImplementedError) as error:
             raise StoreError(f"`rows.parquet` is no row table: {error}", hint="restore it from a copy") from error
-        rows = cls([StoredImage(**row) for row in table.to_pylist()])
+        listed = table.to_pylist()
+        for row in listed:
+            if isinstance(row["label"], list):
+                row["label"] = tuple(row["label"])
+        rows = cls([StoredImage(**row) for row in listed], is_multi_label=is_multi_label)
         if any(image.row != row for row, image in enumerate(rows)):
             raise StoreError("`rows.parquet` skips a row", hint="a newer dla may have written it: upgrade")
         return rows
@@ -140,5 +181,6 @@ class RowTable:
             [
                 StoredImage(row, image.image_id, image.sha256, image.split, image.label, image.uri)
                 for row, image in enumerate(manifest.rows())
-            ]
+            ],
+            is_multi_label=manifest.is_multi_label,
         )

@@ -96,6 +96,19 @@ def test_verify_ends_with_an_error_if_a_byte_is_flipped(run: Callable[..., Resul
     assert len(json.loads(run("verify", "s", "--json").stdout)["problems"]) == 1
 
 
+def test_build_and_verify_count_what_was_taken_out_of_the_store(run: Callable[..., Result]) -> None:
+    run(*BUILD, "--rank", "1", "--world-size", "2")
+    assert run("takedown", "s", "--ids", "image-4", "--ids", "image-8").exit_code == 0
+    line = "left out      2 images of the manifest: removed from this store before"
+    for command in (BUILD, ("verify", "s", "--manifest", "images.parquet")):
+        result = run(*command)
+        assert result.exit_code == 0, result.output
+        assert line in result.stdout.splitlines()
+    assert json.loads(run(*BUILD, "--json").stdout)["images_left_out"] == 2
+    assert json.loads(run("verify", "s", "--manifest", "images.parquet", "--json").stdout)["n_removed"] == 2
+    assert "left out" not in run("verify", "s").stdout
+
+
 def test_what_verify_finds_damaged_a_build_repairs(run: Callable[..., Result]) -> None:
     content_hash = json.loads(run(*BUILD, "--json").stdout)["content_hash"]
     path = Path("s/latents/depth/c.1.0")
@@ -104,7 +117,7 @@ def test_what_verify_finds_damaged_a_build_repairs(run: Callable[..., Result]) -
     assert "`--repair`" in verified.hint
     repaired = run(*BUILD, "--repair")
     assert repaired.exit_code == 0, repaired.output
-    assert "made again    1 shards, 1 with the content they had" in repaired.stdout
+    assert "made again    1 shard, 1 with the content they had" in repaired.stdout
     assert f"content hash  {content_hash}" in repaired.stdout
     assert run("verify", "s").exit_code == 0
 
@@ -150,7 +163,7 @@ def test_a_webdataset_store_with_its_images_is_built_checked_shown_and_converted
     tars = ("build", "spec.yaml", "--manifest", "images.parquet", "--out", "t", "--set", "layout=webdataset")
     built = run(*tars, "--set", "images=original")
     assert built.exit_code == 0, built.output
-    assert "stored        10 images' own bytes" in built.stdout
+    assert "stored        the bytes of 10 images" in built.stdout
     assert f"content hash  {content_hash}" in built.stdout
     assert "checked       6 shards" in run("verify", "t", "--manifest", "images.parquet").stdout
     text = run("status", "t").stdout

@@ -37,14 +37,16 @@ MAKE = ("photos", "--out", "photos.parquet")
 def test_make_writes_a_manifest_and_says_what_became_of_every_file(run: Run) -> None:
     result = run(*MAKE)
     assert result.exit_code == 0, result.output
-    assert "layout folders (found out; `--layout` forces another): the first folder is the class" in result.stderr
+    layout, remark, *_ = result.stderr.splitlines()
+    assert layout == "layout      folders (found out; `--layout` forces another)"
+    assert remark == "            the first folder is the class"
     assert "check: 4/4 images" in result.stderr
     lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
     assert lines["found"] == "5 = 4 listed + 0 quarantined + 1 skipped (1 .txt)"
     assert lines["classes"] == "2: cat 2, dog 2"
     assert lines["splits"] == "train 4"
-    assert lines["duplicates"] == "1 repeat another image's bytes: cat/1.png = dog/2.png"
-    assert lines["CONFLICT"] == "1 contents have several classes: cat/1.png = dog/2.png"
+    assert lines["duplicates"] == "1 image with another's bytes: cat/1.png = dog/2.png"
+    assert lines["CONFLICT"] == "1 content with several labels: cat/1.png = dog/2.png"
     assert lines["manifest"] == "photos.parquet"
     assert "LEAK" not in lines
     assert len(read_manifest(Path("photos.parquet"))) == 4
@@ -75,8 +77,8 @@ def test_a_leak_and_an_empty_class_are_said(run: Run) -> None:
     Path("data/test/cat/1.png").write_bytes(Path("data/train/cat/1.png").read_bytes())
     Path("classes.txt").write_text("cow\ncat\ndog\n")
     text = run("data", "--out", "data.parquet", "--classes", "classes.txt").stdout
-    assert "LEAK        1 contents lie in several splits: test/cat/1.png = train/cat/1.png = train/dog/2.png" in text
-    assert "empty       1 classes have no image: `cow`" in text
+    assert "LEAK        1 content in several splits: test/cat/1.png = train/cat/1.png = train/dog/2.png" in text
+    assert "empty       1 class without an image: `cow`" in text
 
 
 def test_splits_can_be_drawn(run: Run) -> None:
@@ -97,6 +99,8 @@ def test_bad_images_end_it_with_their_names_unless_they_are_allowed(run: Run) ->
     assert "found       9 = 4 listed + 4 quarantined + 1 skipped" in result.stdout
     assert not Path("photos.parquet").exists()
     assert len(Path("photos.quarantine.jsonl").read_text().splitlines()) == 4
+    Path("one.csv").write_text("path\nphotos/dog/bad-0.jpg\n")
+    assert "1 of 1 image is quarantined" in str(run("one.csv", "--out", "one.parquet").exception)
     assert run(*MAKE, "--allow-bad", "4").exit_code == run(*MAKE, "--allow-bad", "50%").exit_code == 0
     assert run(*MAKE, "--allow-bad", "3").exit_code == run(*MAKE, "--allow-bad", "49.9%").exit_code == 1
 

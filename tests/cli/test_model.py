@@ -91,7 +91,7 @@ def test_evaluate_measures_the_validation_split_unless_another_is_named(dla, run
     ended = dla("evaluate", runs / "teacher", "--json")
     facts = json.loads(ended.stdout)
     assert (facts["splits"], facts["roles"], facts["images"]) == (["validation"], {"validation": "validation"}, 6)
-    assert facts["top1"]["value"] == read_result(runs / "teacher").validation_top1
+    assert facts["top1"]["value"] == read_result(runs / "teacher").validation_score
     assert "a little optimistic" in ended.stderr
 
 
@@ -99,10 +99,23 @@ def test_the_test_split_is_read_again_by_name_only_and_that_is_said(dla, runs):
     result = read_result(runs / "student")
     ended = dla("evaluate", runs / "student", "--split", "test", "--json")
     facts = json.loads(ended.stdout)
-    measured = {"value": result.test_top1, "low": result.test_low, "high": result.test_high}
+    measured = {"value": result.test_score, "low": result.test_low, "high": result.test_high}
     assert facts["top1"] == pytest.approx(measured)
     assert "note: `test`: the run read it once" in ended.stderr
     assert "note: `test`" not in dla("evaluate", runs / "student").stderr
+
+
+def test_units_stand_with_their_values_and_images_are_counted_once(dla, runs):
+    ended = dla("evaluate", runs / "teacher")
+    table = [re.split("  +", line) for line in ended.stdout.splitlines()[2:6]]
+    assert table[0] == ["measured", "value", "95 % interval"]
+    assert [row[0] for row in table[1:]] == ["top-1", "calibration error, 15 bins", "log loss"]
+    assert re.fullmatch(r"[\d.]+ %", table[1][1])
+    assert re.fullmatch(r"[\d.]+ to [\d.]+ %", table[1][2])
+    assert re.fullmatch(r"[\d.]+ %", table[2][1])
+    assert re.fullmatch(r"[\d.]+ nats", table[3][1])
+    assert "evaluate: 6/6 images" in ended.stderr  # of latents, too, which are gone through twice
+    assert ", 6 images\n" in ended.stdout
 
 
 @pytest.mark.parametrize(
@@ -271,7 +284,7 @@ def test_a_folder_stands_for_all_images_below_it_and_what_is_passed_over_is_coun
     ended = dla("predict", runs / "student", tmp_path / "in", "--json")
     order = ["a.PNG", "b.png", "deep/d.png", "deep/er/c.png"]
     assert [answer["path"] for answer in lines_of(ended)] == [str(tmp_path / "in" / place) for place in order]
-    assert "passed over: 1 hidden, 1 of other names, 1 links to a folder" in ended.stderr
+    assert "passed over: 1 hidden, 1 of other names, 1 linked folders" in ended.stderr
 
 
 def test_csv_and_json_hold_the_likeliest_classes_falling(dla, tiny, runs):
@@ -299,7 +312,7 @@ def mixed(tiny, tmp_path):
 
 def test_bad_images_are_named_and_all_good_ones_are_predicted(dla, runs, mixed):
     ended = dla("predict", runs / "student", *mixed, "--json")
-    assert_one_message(ended, "2 of 4 images are bad", "--allow-bad 2")
+    assert_one_message(ended, "there is no answer for 2 of 4 images, named above as bad", "--allow-bad 2")
     assert [json.loads(line)["path"] for line in ended.stdout.splitlines()] == [str(mixed[0]), str(mixed[3])]
     assert f"bad: {mixed[1]}: is empty: 0 bytes\n" in ended.stderr
     assert "gone\\x1b[31m.png: cannot be read: No such file" in ended.stderr
@@ -409,6 +422,12 @@ def test_an_export_is_whole_and_checked_against_the_student(export_once, format_
     assert [path.name for path in out.parent.iterdir()] == ["student"]
 
 
+def test_export_says_on_what_and_how_nearly_it_is_the_student(dla, runs, tmp_path):
+    lines = dla("export", runs / "student", "--out", tmp_path / "out").stdout.splitlines()
+    assert lines[1] == "checked  on 6 images of validation"
+    assert re.fullmatch(r"logits   differ from the student's by [\d.e-]+ at most; its largest is [\d.]+", lines[2])
+
+
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_the_code_in_the_card_gives_the_class_that_predict_gives(
     dla, tiny, runs, export_once, tmp_path, monkeypatch, capsys, format_name
@@ -441,7 +460,7 @@ def test_an_export_names_no_place_on_this_machine(runs, export_once, format_name
 
 def test_the_card_tells_classes_accuracy_and_what_the_student_was_made_of(dla, tiny, runs, exported):
     card, result, run = (exported / "README.md").read_text(), read_result(runs / "student"), load_run(runs / "student")
-    assert f"**{100 * result.test_top1:.1f} %**" in card
+    assert f"**{100 * result.test_score:.1f} %**" in card
     assert f"{100 * result.test_low:.1f} to {100 * result.test_high:.1f} %" in card
     assert json.loads(re.search(r"```json\n(.*?)```", card, re.DOTALL)[1]) == ["red", "green", "blue"]
     facts = run.facts

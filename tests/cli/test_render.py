@@ -3,7 +3,7 @@
 import pytest
 
 import cli.render
-from cli.render import ProgressReporter, print_table
+from cli.render import ProgressReporter, counted, print_table
 
 
 def test_without_a_terminal_a_line_comes_now_and_then_and_one_at_the_end(
@@ -35,6 +35,14 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: p
     err = capsys.readouterr().err
     assert "3/4" in err
     assert "depth, shard 1 of 2" in err
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 classes"), (1, "1 class"), (2, "2 classes"), (1200, "1,200 classes")]
+)
+def test_one_thing_is_counted_in_the_singular(number: int, text: str) -> None:
+    assert counted(number, "class", "classes") == text
+    assert counted(number, "image") == text.replace("classes", "images").replace("class", "image")
 
 
 def test_a_table_is_aligned_and_never_cut(capsys: pytest.CaptureFixture[str]) -> None:

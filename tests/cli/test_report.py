@@ -133,7 +133,7 @@ def test_every_number_that_a_run_measured_is_on_the_page(runs, tmp_path):
     _, read = page_of(tmp_path / "page.html", folders)
     for folder in folders:
         result = read_result(folder)
-        for number in (result.test_top1, result.test_low, result.test_high, result.validation_top1):
+        for number in (result.test_score, result.test_low, result.test_high, result.validation_score):
             assert percent(number) in read.text
         for name, top1 in result.branches.items():
             assert name in read.text
@@ -146,11 +146,14 @@ def test_every_number_that_a_run_measured_is_on_the_page(runs, tmp_path):
 def test_the_mean_over_two_seeds_has_students_interval(runs, tmp_path):
     for folder, top1 in zip(runs.students, (0.5, 0.75), strict=True):
         edit(
-            folder / "result.json", lambda result, top1=top1: result.update(test_top1=top1, branches={"student": top1})
+            folder / "result.json",
+            lambda result, top1=top1: result.update(
+                test_score=top1, branches={"student": top1}, branch_intervals={"student": [0.1, 0.9]}
+            ),
         )
     page, read = page_of(tmp_path / "page.html", runs.students)
     [row] = page.rows
-    values = [read_result(folder).test_top1 for folder in runs.students]
+    values = [read_result(folder).test_score for folder in runs.students]
     # 12.706 is the 97.5 % quantile of t with one degree of freedom, from any table.
     mean, half = statistics.mean(values), 12.706 * statistics.stdev(values) / math.sqrt(2)
     assert (row.group.test.value, row.group.test.half) == pytest.approx((mean, half), rel=1e-4)
@@ -327,7 +330,7 @@ def test_an_unfinished_run_is_an_error_that_says_how_to_finish_it(runs, tmp_path
 
 
 @pytest.mark.parametrize(
-    "change", [{"test_top1": math.nan}, {"test_top1": 1.5}, {"test_images": 0}, {"train_seconds": 0}]
+    "change", [{"test_score": math.nan}, {"test_score": 1.5}, {"test_images": 0}, {"train_seconds": 0}]
 )
 def test_a_result_that_cannot_be_is_an_error(runs, tmp_path, change):
     edit(runs.probe / "result.json", lambda result: result.update(change))
@@ -449,14 +452,21 @@ def test_the_command_writes_the_page_and_prints_the_table(runs, tmp_path, monkey
     assert ended.exit_code == 0, ended.output
     assert "page report.html" in ended.stdout
     assert "2 seeds" in ended.stdout
+    assert f"  {read_result(runs.probe).train_seconds:.1f}\n" in ended.stdout  # not 0: it took less than a second
     assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(9.94, "9.9"), (10.4, "10"), (1234.5, "1,234")])
+def test_seconds_have_a_decimal_where_they_are_few(runs, tmp_path, seconds, shown):
+    edit(runs.probe / "result.json", lambda result: result.update(train_seconds=seconds))
+    assert run_report(runs.probe, "--out", tmp_path / "page.html").stdout.splitlines()[1].endswith(f"  {shown}")
 
 
 def test_json_is_the_data_of_the_table_and_nothing_else(runs, tmp_path):
     ended = run_report(runs.probe, *runs.students, "--out", tmp_path / "deep" / "page.html", "--json")
     said = json.loads(ended.stdout)
     assert [row["run"] for row in said["rows"]] == ["probe", "kd-teacher"]
-    assert said["rows"][0]["test_top1"] == read_result(runs.probe).test_top1
+    assert said["rows"][0]["test_score"] == read_result(runs.probe).test_score
     assert said["rows"][1]["interval_over"] == "seeds"
     assert [run["seed"] for run in said["rows"][1]["runs"]] == [0, 1]
     assert said["page"] == str(tmp_path / "deep" / "page.html")

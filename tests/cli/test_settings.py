@@ -18,6 +18,7 @@ MAPPING = {"shard_size": 5, "latents": [{"seed": 0}], "student": {"width": 64}}
         ("splits=[train, test]", ["splits"], ["train", "test"]),
         ("splits=null", ["splits"], None),
         ("loop.steps=10", ["loop", "steps"], 10),
+        ("pair=[&x [1], *x]", ["pair"], [[1], [1]]),
     ],
 )
 def test_the_value_lands_where_the_path_says(override: str, path: list, value: object) -> None:
@@ -39,7 +40,9 @@ def test_of_two_values_for_a_field_the_last_one_counts() -> None:
         ("=3", "is not `path=value`"),
         ("a..b=3", "is not `path=value`"),
         ("a=[1", "is no YAML"),
-        ("a=2024-13-45", "is no YAML: month must be"),
+        ("a=2024-13-45", "is no YAML: `2024-13-45` cannot be read as `timestamp`"),
+        ("a={b: 1, b: 2}", "it says `b` twice"),
+        ("a=&x [*x]", "what `&x` names holds itself"),
         ("a=0x_", "is no YAML"),
         ("a=!!int ''", "is no YAML"),
         ("a=!!bool no-such-word", "is no YAML"),

@@ -24,8 +24,10 @@ def spec(tmp_path, monkeypatch):
 def test_list_shows_every_source(dla):
     ended = dla("sources", "list")
     assert ended.exit_code == 0
-    for name in SOURCES:
-        assert f"\n{name} " in ended.stdout
+    lines = ended.stdout.splitlines()
+    assert lines[::2] == [f"{name} ({entry.modality.value})" for name, entry in SOURCES.items()]
+    assert lines[1::2] == [f"    {entry.summary}" for entry in SOURCES.values()]
+    assert max(map(len, lines)) <= 120
     told = json.loads(dla("sources", "list", "--json").stdout)
     assert {name: entry["modality"] for name, entry in told.items()} == {n: e.modality for n, e in SOURCES.items()}
 
@@ -46,7 +48,11 @@ def test_a_fit_that_is_interrupted_goes_on_when_it_is_run_again(dla, spec, tmp_p
     assert "hint: " in stopped.stderr
     ended = dla("sources", "fit", spec, "--out", tmp_path / "fit", "--json")
     assert ended.exit_code == 0, ended.stderr
-    assert set(json.loads(ended.stdout)) == {"embedded-depth", "embedded-depth-ridge", "the autoencoder alone"}
+    scores = json.loads(ended.stdout)
+    assert set(scores) == {"embedded-depth", "embedded-depth-ridge", "the autoencoder alone"}
+    assert {tuple(of_one) for of_one in scores.values()} == {("depth_correlation", "latent_r2")}  # in one order always
+    stages = [line.partition(",")[0] for line in ended.stderr.splitlines()]
+    assert stages == ["autoencoder: 4/4 steps", "flow: 4/4 steps", "ridge: 200/200 images"]
     assert {path.name for path in (tmp_path / "fit").iterdir() if path.is_file()} == {
         "embedded-depth.md",
         "fit.json",

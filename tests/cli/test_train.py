@@ -46,6 +46,7 @@ def test_a_run_file_is_trained_and_what_was_measured_is_shown(dla, run_file):
     assert ended.exit_code == 0
     assert "validation top-1" in ended.stdout
     assert "95 % interval" in ended.stdout
+    assert "positions of" not in ended.stdout  # that is for `--json`
     assert f"run folder {run_file.parent / 'out'}" in ended.stdout
     assert "6/6 steps" in ended.stderr
     assert (run_file.parent / "out" / "result.json").exists()

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -154,6 +155,40 @@ def made(layout: str) -> SimpleNamespace:
         sha256=sha256_of,
         sha256_of_bytes=lambda content: hashlib.sha256(content).hexdigest(),
     )
+
+
+class Death(BaseException):
+    """Ends the process as far as our code can see: no handler of ours catches it."""
+
+
+@pytest.fixture
+def dies_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], bool]:
+    """`dies_before(step, work)`: whether `work` died, which it does before that step to disk, counted from 0."""
+
+    def run(step: int, work: Callable[[], object]) -> bool:
+        steps_left = step
+
+        def mortal(call: Callable) -> Callable:
+            def call_or_die(*arguments: object, **options: object) -> object:
+                nonlocal steps_left
+                if steps_left == 0:
+                    raise Death
+                steps_left -= 1
+                return call(*arguments, **options)
+
+            return call_or_die
+
+        with monkeypatch.context() as patch:
+            for name in ("rename", "mkdir", "unlink", "rmdir"):
+                patch.setattr(os, name, mortal(getattr(os, name)))
+            patch.setattr(os, "fsync", mortal(lambda _descriptor: None))  # no power cut is played here
+            try:
+                work()
+            except Death:
+                return True
+        return False
+
+    return run
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Death: SIGKILL at any moment loses nothing committed, and many processes do not harm each other."""
 
+import functools
 import os
 import random
 import signal
@@ -76,51 +77,24 @@ def test_a_build_killed_at_three_random_moments_ends_as_an_unbroken_one(
     assert verify_store(open_store(path), manifest).problems == ()
 
 
-class Death(BaseException):
-    """Ends the process as far as our code can see: no handler of ours catches it."""
-
-
 def test_death_before_any_step_to_disk_loses_nothing_committed(
-    tmp_path: Path, made: SimpleNamespace, spec: CacheSpec, open_source: Callable, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, made: SimpleNamespace, spec: CacheSpec, open_source: Callable, dies_before: Callable
 ) -> None:
     manifest = made.manifest(tmp_path / "few", 7)
     unbroken = build_cache(manifest, spec, tmp_path / "unbroken", open_source=open_source).content_hash
-    steps_left = 0
-
-    def mortal(step: Callable) -> Callable:
-        def run(*arguments: object, **options: object) -> object:
-            nonlocal steps_left
-            if steps_left == 0:
-                raise Death
-            steps_left -= 1
-            return step(*arguments, **options)
-
-        return run
-
     deaths = 0
     while True:
         path = tmp_path / f"killed-at-{deaths}"
-        with monkeypatch.context() as patch:
-            for owner, name in (
-                (os, "fsync"),
-                (Path, "rename"),
-                (Path, "mkdir"),
-                (Path, "unlink"),
-                (Path, "write_bytes"),
-            ):
-                patch.setattr(owner, name, mortal(getattr(owner, name)))
-            steps_left = deaths
-            try:
-                build_cache(manifest, spec, path, open_source=open_source)
-                break
-            except Death:
-                deaths += 1
+        build = functools.partial(build_cache, manifest, spec, path, open_source=open_source)
+        if not dies_before(deaths, build):
+            break
+        deaths += 1
         committed = n_committed(path)
         if committed:
             store = open_store(path)
             done = [shard for shard in store.shards if shard.index in store.committed("depth")]
             store.read("depth", np.concatenate([np.arange(shard.start, shard.stop) for shard in done]))
-        again = build_cache(manifest, spec, path, open_source=open_source)
+        again = build()
         assert again.content_hash == unbroken
         assert again.shards_committed == 2 - committed
         assert list(path.rglob(".*")) == []

@@ -24,6 +24,7 @@ from dla_cache.imports import import_latents, parse_modality
 from dla_cache.manifest import Manifest, write_manifest
 from dla_cache.spec import Modality
 from dla_cache.store import open_store
+from dla_cache.takedown import take_down
 from dla_cache.verify import verify_store
 
 N_IMAGES = 7
@@ -268,6 +269,51 @@ def test_an_interrupted_import_goes_on_and_ends_as_an_unbroken_one(tmp_path: Pat
     assert told == [(3, 4), (4, 4)]
     again = run()
     assert (again.images_imported, again.content_hash) == (0, whole)
+
+
+def test_an_import_goes_on_without_the_images_that_were_removed(
+    tmp_path: Path, run: Callable, folder: Path, manifest: Manifest, latents: np.ndarray
+) -> None:
+    with pytest.raises(WorkInterrupted):
+        run(should_stop=lambda: True)
+    take_down([tmp_path / "s"], ["image-0", "image-4", "image-6"])  # the last one is all of the last shard
+    (folder / "image-0.npy").unlink()
+    np.save(folder / "image-4.npy", np.full(3, np.nan))  # nobody opens it
+    report = run()
+    assert (report.n_images, report.images_left_out, report.images_imported) == (4, 3, 2)
+    assert (report.missing, report.extra) == ((), ())
+    store = open_store(tmp_path / "s")
+    np.testing.assert_array_equal(store.read("depth", store.rows_of()), latents[[1, 2, 3, 5]])
+    assert verify_store(store, manifest).problems == ()
+    assert run().content_hash == report.content_hash == store.content_hash()
+    (folder / "image-1.npy").unlink()
+    with pytest.raises(MissingLatentError, match="1 of 4 images have no latent"):
+        run()
+
+
+def test_another_modality_is_imported_without_the_images_that_were_removed(
+    tmp_path: Path, run: Callable, folder: Path, manifest: Manifest
+) -> None:
+    run()
+    take_down([tmp_path / "s"], ["image-0", "image-4", "image-6"])
+    import_latents(folder, manifest, Modality.SHAPE, tmp_path / "s", shard_size=3)
+    store = open_store(tmp_path / "s")
+    rows = store.rows_of()
+    np.testing.assert_array_equal(store.read("shape", rows), store.read("depth", rows))
+    assert verify_store(store, manifest).problems == ()
+
+
+def test_an_import_is_refused_where_a_removal_is_not_through_or_leaves_nothing(
+    tmp_path: Path, run: Callable, manifest: Manifest
+) -> None:
+    run()
+    take_down([tmp_path / "s"], manifest.image_ids)
+    with pytest.raises(SourceError, match=r"all 7 images with a latent in .* were removed from"):
+        run()
+    run("t")
+    (tmp_path / "t/takedown.json").write_text("{}")
+    with pytest.raises(StoreError, match="images are being removed from"):
+        run("t")
 
 
 def test_another_set_under_another_name_is_refused_on_the_same_store(run: Callable) -> None:

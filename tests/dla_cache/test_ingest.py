@@ -205,7 +205,7 @@ def test_dropping_duplicates_keeps_the_first_by_id_and_counts_the_rest(tmp_path:
 
 def test_one_content_of_several_classes_is_a_conflict_and_in_several_splits_a_leak(tmp_path: Path) -> None:
     report = make(write_images(tmp_path / "in", train__cat__1=1, train__dog__1=1, train__dog__2=2, test__dog__1=2))
-    assert [repeat.class_names for repeat in report.conflicts] == [("cat", "dog")]
+    assert [repeat.labels for repeat in report.conflicts] == [(("cat",), ("dog",))]
     assert [repeat.where for repeat in report.leaks] == [("test/dog/1.png", "train/dog/2.png")]
 
 

@@ -1,6 +1,6 @@
 """Repair: what is damaged is noticed and made again, what is intact stays, whenever the process dies."""
 
-import os
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -129,26 +129,10 @@ def test_a_repair_can_be_asked_to_stop_while_it_reads(tmp_path: Path, build: Bui
     assert build(repair=True).shards_repaired == 1
 
 
-class Death(BaseException):
-    """Ends the process as far as our code can see: no handler of ours catches it."""
-
-
 def test_death_at_any_step_of_a_repair_loses_nothing_intact_and_ends_whole(
-    tmp_path: Path, made: SimpleNamespace, spec: CacheSpec, open_source: Callable, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, made: SimpleNamespace, spec: CacheSpec, open_source: Callable, dies_before: Callable
 ) -> None:
     manifest = made.manifest(tmp_path / "few", 12)
-    steps_left = -1
-
-    def mortal(step: Callable) -> Callable:
-        def run(*arguments: object, **options: object) -> object:
-            nonlocal steps_left
-            if steps_left == 0:
-                raise Death
-            steps_left -= 1
-            return step(*arguments, **options)
-
-        return run
-
     deaths = 0
     while True:
         path = tmp_path / f"killed-at-{deaths}"
@@ -161,23 +145,17 @@ def test_death_at_any_step_of_a_repair_loses_nothing_intact_and_ends_whole(
             store.write_shard("depth", shard, latents[shard.start : shard.stop], seconds=0, device="cpu")
         damaged = store.committed("depth")[1]
         flip_byte(store.shard_path("depth", 1))
-        with monkeypatch.context() as patch:
-            for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "unlink"), (Path, "write_bytes")):
-                patch.setattr(owner, name, mortal(getattr(owner, name)))
-            steps_left = deaths
-            try:
-                build_cache(manifest, spec, path, open_source=open_source, repair=True)
-                break
-            except Death:
-                deaths += 1
+        repair = functools.partial(build_cache, manifest, spec, path, open_source=open_source, repair=True)
+        if not dies_before(deaths, repair):
+            break
+        deaths += 1
         after = open_store(path)
         left = after.committed("depth")
         assert {0, 2} <= left.keys()
         after.read("depth", np.array([0, 1, 2, 3, 4, 10, 11]))
         if left.get(1) != damaged and 1 in left:
             assert verify_store(after).problems == (), "a new record vouches for bad bytes"
-        again = build_cache(manifest, spec, path, open_source=open_source, repair=True)
-        assert again.content_hash == whole.content_hash
+        assert repair().content_hash == whole.content_hash
         assert list(path.rglob(".*")) == []
         assert verify_store(open_store(path), manifest).problems == ()
     assert deaths > 12, "the steps of a repair were not watched"

@@ -1,8 +1,10 @@
 """Images taken out of a store: no byte is left, everybody else's latents are, and death at any step changes nothing."""
 
+import functools
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +14,10 @@ import pytest
 import zarr
 
 from dla_cache.build import build_cache
-from dla_cache.errors import CorruptShardError, MissingLatentError, RecipeMismatchError, StoreError
-from dla_cache.manifest import Manifest
+from dla_cache.errors import CorruptShardError, MissingLatentError, StoreError
+from dla_cache.manifest import Manifest, write_manifest
 from dla_cache.spec import CacheSpec
-from dla_cache.store import LatentStore, create_store, open_store
+from dla_cache.store import LatentStore, open_store
 from dla_cache.store.exchange import convert_store
 from dla_cache.takedown import take_down
 from dla_cache.verify import verify_store
@@ -200,16 +202,13 @@ def test_a_damaged_shard_is_named_and_its_images_stay_hidden(tmp_path: Path, bui
     assert verify_store(open_store(built)).problems == ()
 
 
-class Death(BaseException):
-    """Ends the process as far as our code can see: no handler of ours catches it."""
-
-
 def test_death_before_any_step_to_disk_is_finished_by_the_next_run(
     tmp_path: Path,
     images: Manifest,
     spec: CacheSpec,
     open_source: Callable,
     monkeypatch: pytest.MonkeyPatch,
+    dies_before: Callable,
     layout: str,
 ) -> None:
     few = spec.model_copy(update={"images": "original", "splits": ("train",), "shard_size": 2})
@@ -218,32 +217,14 @@ def test_death_before_any_step_to_disk_is_finished_by_the_next_run(
     payloads = payloads_of(tmp_path / "s", doomed)
     shutil.copytree(tmp_path / "s", tmp_path / "unbroken")
     (unbroken,) = take_down([tmp_path / "unbroken"], doomed)
-    steps_left = 0
     monkeypatch.setattr(os, "fsync", lambda _descriptor: None)  # a hundred removals; no power cut is played here
-
-    def mortal(step: Callable) -> Callable:
-        def run(*arguments: object, **options: object) -> object:
-            nonlocal steps_left
-            if steps_left == 0:
-                raise Death
-            steps_left -= 1
-            return step(*arguments, **options)
-
-        return run
-
     deaths = int(layout == "zarr")  # every second step on one layout, the others on the other
     while True:
         path = tmp_path / f"killed-at-{deaths}"
         shutil.copytree(tmp_path / "s", path)
-        with monkeypatch.context() as patch:
-            for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "unlink"), (os, "unlink"), (os, "rmdir")):
-                patch.setattr(owner, name, mortal(getattr(owner, name)))
-            steps_left = deaths
-            try:
-                take_down([path], doomed)
-                break
-            except Death:
-                deaths += 2
+        if not dies_before(deaths, functools.partial(take_down, [path], doomed)):
+            break
+        deaths += 2
         check_is_hidden(path)
         (report,) = take_down([path], doomed)
         assert report.content_hash == unbroken.content_hash
@@ -271,13 +252,35 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_whoever_looks_for_a_removed_image_or_builds_on_is_told_of_the_removal(
-    tmp_path: Path, made: SimpleNamespace
+@pytest.fixture
+def twins(images: Manifest) -> Manifest:
+    """The images, of which 2, 5 and 8 are one file, and 3 and 4 another."""
+    rows = list(images.rows())
+    same = {5: 2, 8: 2, 4: 3}
+    listed = [
+        replace(row, uri=rows[same.get(n, n)].uri, sha256=rows[same.get(n, n)].sha256) for n, row in enumerate(rows)
+    ]
+    return write_manifest(images.root / "twins.parquet", listed, images.class_names)
+
+
+def test_images_that_hold_the_same_bytes_are_named_and_stay(
+    tmp_path: Path, twins: Manifest, spec: CacheSpec, open_source: Callable
 ) -> None:
-    store = made.store(tmp_path / "t", made.recipe(), made.latents(made.recipe(), 4), 2)
-    before = store.rows
-    take_down([store.path], ["image-1"])
-    with pytest.raises(MissingLatentError, match="`image-1` was removed"):
-        open_store(store.path).rows.row_of("image-1")
-    with pytest.raises(RecipeMismatchError, match="were taken out of this store"):
-        create_store(store.path, before, store.class_names, 2, {"depth": made.recipe()}, layout=store.layout_name)
+    build_cache(twins, spec, tmp_path / "s", open_source=open_source)
+    build_cache(without(twins, ("image-2",)), spec, tmp_path / "t", open_source=open_source)
+    for dry_run in (True, False):
+        reports = take_down([tmp_path / "s", tmp_path / "t"], ["image-2", "image-8"], dry_run=dry_run)
+        assert [report.same_bytes for report in reports] == [("image-5",), ("image-5",)]
+    assert "image-5" in open_store(tmp_path / "s").rows.kept_ids
+    (report,) = take_down([tmp_path / "t"], ["image-5", "image-3"])
+    assert report.same_bytes == ("image-4",)
+
+
+def test_they_are_named_by_the_run_that_finishes_a_killed_one(
+    tmp_path: Path, twins: Manifest, spec: CacheSpec, open_source: Callable, dies_before: Callable
+) -> None:
+    build_cache(twins, spec, tmp_path / "s", open_source=open_source)
+    assert dies_before(20, lambda: take_down([tmp_path / "s"], ["image-2"]))
+    assert dies_before(20, lambda: take_down([tmp_path / "s"], ["image-3"]))
+    (report,) = take_down([tmp_path / "s"], [])
+    assert report.same_bytes == ("image-4", "image-5", "image-8")

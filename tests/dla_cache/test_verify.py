@@ -10,6 +10,7 @@ from dla_cache.build import build_cache
 from dla_cache.manifest import Manifest, write_manifest
 from dla_cache.spec import CacheSpec
 from dla_cache.store import LatentStore, create_store, open_store
+from dla_cache.takedown import take_down
 from dla_cache.verify import verify_store
 
 
@@ -40,6 +41,23 @@ def test_a_store_of_some_splits_agrees_with_the_whole_manifest(
     some = spec.model_copy(update={"splits": ("train", "test")})
     build_cache(manifest, some, tmp_path / "some", open_source=open_source)
     assert described(open_store(tmp_path / "some"), manifest) == []
+
+
+def test_a_removed_image_that_the_manifest_lists_is_counted_and_no_problem(
+    store: LatentStore, manifest: Manifest
+) -> None:
+    take_down([store.path], ["image-4", "image-9"])
+    rows = [row for row in manifest.rows() if row.image_id != "image-9"]
+    anew = write_manifest(manifest.root / "anew.parquet", rows, manifest.class_names)
+    found = {
+        name: verify_store(open_store(store.path), listed)
+        for name, listed in {"old": manifest, "anew": anew, "none": None}.items()
+    }
+    assert {name: (report.problems, report.n_removed) for name, report in found.items()} == {
+        "old": ((), 2),
+        "anew": ((), 1),
+        "none": ((), 0),
+    }
 
 
 @pytest.mark.parametrize(

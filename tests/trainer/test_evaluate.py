@@ -10,7 +10,7 @@ from dla_cache.errors import RecipeMismatchError, SpecError, StoreError, Trainin
 from dla_cache.spec import LatentFormat
 from dla_cache.store import open_store
 from trainer.data import Batch
-from trainer.evaluate import Predictions, measure_accuracy, measure_subsets, predict
+from trainer.evaluate import Predictions, measure_branches, measure_subsets, predict
 from trainer.measure import measure_run
 from trainer.probe import LatentProbe, ProbeConfig
 from trainer.run import load_run, train_run
@@ -96,7 +96,7 @@ def test_every_subset_of_the_modalities_is_measured_and_all_of_them_is_the_answe
     task, batches = make_task(kind), make_batches()
     measured = measure_subsets(task, lambda: iter(batches))
     assert list(measured) == [(), ("depth",), ("audio",), ("depth", "audio")]
-    answer = next(iter(measure_accuracy(task, lambda: iter(batches)).values()))
+    answer = next(iter(measure_branches(task, lambda: iter(batches)).values()))
     assert measured["depth", "audio"] == answer == predict(task, lambda: iter(batches)).accuracy()
     assert len({accuracy.correct for accuracy in measured.values()}) > 1
 
@@ -149,10 +149,10 @@ def measure(tiny, run, splits, store=None):
 def test_measured_again_a_run_is_as_good_as_it_said(tiny, runs, kind):
     run, result = load_run(runs / kind), read_result(runs / kind)
     test = measure(tiny, run, ["test"])
-    assert test.predictions.accuracy().top1 == result.test_top1
+    assert test.predictions.accuracy().value == result.test_score
     assert test.is_own_data
     assert list(test.subsets) == ([] if kind == "student" else [(), ("depth",)])
-    assert measure(tiny, run, ["validation"]).predictions.accuracy().top1 == result.validation_top1
+    assert measure(tiny, run, ["validation"]).predictions.accuracy().value == result.validation_score
     both = measure(tiny, run, ["validation", "test"]).predictions
     assert sorted(both.image_ids) == [f"test-{number}" for number in range(4)] + [f"validation-{n}" for n in range(6)]
 
@@ -164,7 +164,7 @@ def test_a_store_of_another_recipe_is_refused_but_for_a_student(tiny, runs, tmp_
             measure(tiny, load_run(runs / kind), ["test"], other)
         assert refused.value.hint
     measured = measure(tiny, load_run(runs / "student"), ["test"], other)
-    assert measured.predictions.accuracy().top1 == read_result(runs / "student").test_top1
+    assert measured.predictions.accuracy().value == read_result(runs / "student").test_score
 
 
 def test_a_store_of_another_class_map_is_refused(tiny, runs, tmp_path):
@@ -178,7 +178,7 @@ def test_other_images_than_the_runs_own_are_measured_and_said_to_be_others(tiny,
     other = tiny.build(tiny.reverse(tiny.manifest), tmp_path / "other.zarr")
     measured = measure(tiny, load_run(runs / "probe"), ["test"], other)
     assert not measured.is_own_data
-    assert measured.predictions.accuracy().top1 == read_result(runs / "probe").test_top1
+    assert measured.predictions.accuracy().value == read_result(runs / "probe").test_score
 
 
 def test_images_without_a_label_and_splits_without_an_image_are_refused(tiny, runs):

@@ -301,12 +301,12 @@ def test_the_log_tells_losses_metrics_and_whose_gradient_is_larger(tmp_path):
     def terms(error, step):
         return {"small": 0.1 * error.square().mean(), "large": 0.3 * error.square().mean()}
 
-    run_loop(make_loop(tmp_path, terms=terms), lambda: {"selection": 0.5, "top1": 0.25})
+    run_loop(make_loop(tmp_path, terms=terms), lambda: {"selection": 0.5, "student": 0.25})
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
         assert record["gradient_shares"] == pytest.approx({"small": 0.25, "large": 0.75}, rel=1e-5)
         assert record["losses"]["total"] == pytest.approx(record["losses"]["small"] + record["losses"]["large"])
-        assert record["metrics"] == {"selection": 0.5, "top1": 0.25}
+        assert record["metrics"] == {"selection": 0.5, "student": 0.25}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -328,11 +328,11 @@ def test_the_first_of_the_best_evaluations_is_kept(tmp_path):
 
     def evaluate():
         seen.append(state_of(loop))
-        return {"selection": next(selections), "top1": 0.5}
+        return {"selection": next(selections), "student": 0.5}
 
     result = run_loop(loop, evaluate)
     assert result.best_step == 12
-    assert result.best_metrics == {"selection": 0.7, "top1": 0.5}
+    assert result.best_metrics == {"selection": 0.7, "student": 0.5}
     kept, facts = load_checkpoint(tmp_path / "best.safetensors")
     assert facts["step"] == 12
     assert all(torch.equal(kept[name], value) for name, value in seen[1].items())

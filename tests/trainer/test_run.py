@@ -78,12 +78,12 @@ STUDENTS = {
 def test_every_kind_of_run_leaves_its_config_metrics_weights_and_result(trained, name):
     result = read_result(trained / name)
     assert result.test_images == 4
-    assert result.test_low <= result.test_top1 <= result.test_high
+    assert result.test_low <= result.test_score <= result.test_high
     assert result.best_step in (2, 4, 6)
     metrics = [json.loads(line) for line in (trained / name / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in metrics] == [2, 4, 6]
     best = next(record for record in metrics if record["step"] == result.best_step)
-    assert best["metrics"]["selection"] == result.validation_top1 == max(m["metrics"]["selection"] for m in metrics)
+    assert best["metrics"]["selection"] == result.validation_score == max(m["metrics"]["selection"] for m in metrics)
     assert RunConfig.model_validate(yaml.safe_load((trained / name / "config.yaml").read_text()))
     assert load_run(trained / name).facts.class_names == ("red", "green", "blue")
 
@@ -103,13 +103,13 @@ def test_a_student_is_trained_on_the_terms_of_its_objective(trained, name, terms
 def test_a_result_tells_every_branch_and_the_first_is_the_answer(trained, name, branches):
     result = read_result(trained / name)
     assert list(result.branches) == branches
-    assert result.branches[branches[0]] == result.test_top1
+    assert result.branches[branches[0]] == result.test_score
 
 
 def test_enough_steps_learn_the_classes(tiny, tmp_path):
     loop = {"steps": 60, "evaluate_steps": 60, "learning_rate": 0.02}
     result = train_run(tiny.run("probe", tmp_path / "probe", loop=loop))
-    assert result.validation_top1 == result.test_top1 == 1
+    assert result.validation_score == result.test_score == 1
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -509,7 +509,7 @@ def test_the_config_in_a_run_folder_is_a_run_file_that_can_be_moved_with_its_dat
     config = resolve_run(load_yaml(moved / "config.yaml"), base=moved, where="test")
     assert train_run(config, resume=True) == first
     again = train_run(config.model_copy(update={"output": str(tmp_path / "again")}))
-    assert again.test_top1 == first.test_top1
+    assert again.test_score == first.test_score
 
 
 def test_labels_of_transfer_images_are_never_seen(tiny, tmp_path):

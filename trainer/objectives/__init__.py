@@ -30,13 +30,15 @@ class ObjectiveInputs:
     student_logits: Tensor
     """[B, K]."""
     labels: Tensor | None = None
-    """[B] int64, -1 where an image has none."""
+    """int64 [B], or [B, K] where images have several; -1 where an image has none."""
     teacher_logits: Tensor | None = None
     """[B, K]."""
     predictions: Mapping[MessyTerm, Tensor] = field(default_factory=dict)
     """[B, D] each, from the student's heads."""
     targets: Mapping[MessyTerm, Tensor] = field(default_factory=dict)
     """[B, D] each, pooled from the teacher's blocks."""
+    is_multi_label: bool = False
+    """Whether each class is a question of its own."""
 
     def has(self, need: Need) -> bool:
         """Whether `need` is given."""
@@ -64,7 +66,9 @@ def _ce(config: CeConfig, inputs: ObjectiveInputs) -> Tensor | None:
 
 def _kd(config: KdConfig, inputs: ObjectiveInputs) -> Tensor:
     assert inputs.teacher_logits is not None
-    return kd_loss(inputs.student_logits, inputs.teacher_logits, config.temperature)
+    return kd_loss(
+        inputs.student_logits, inputs.teacher_logits, config.temperature, is_multi_label=inputs.is_multi_label
+    )
 
 
 def _messy(config: MessyConfig, inputs: ObjectiveInputs) -> Tensor:

@@ -1,4 +1,4 @@
-"""Cross entropy on the images that have a label."""
+"""Cross entropy on the images that have a label: one class, or any number of them."""
 
 from typing import Annotated
 
@@ -19,17 +19,28 @@ class CeConfig(StrictModel):
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor | None:
     """Mean over labelled images of -log softmax(z)[y]; None for a batch without a label.
 
+    Of images with several labels each class is a question of its own: the mean over labelled images and classes of
+    -y·log p - (1 - y)·log(1 - p) with p = sigmoid(z), as transformers' `multi_label_classification` has it.
+
     None rather than 0: the term has nothing to say, and a 0 without gradient would look like a term
     that is cut off.
 
     Args:
         logits: [B, K], any float dtype.
-        labels: [B] int64; -1 means no label.
+        labels: int64 [B], -1 for no label; or [B, K] of 0 and 1, -1 all along for no label.
 
     Returns:
         [], float32 or wider.
     """
-    labelled = labels >= 0
+    labelled = has_label(labels)
     if not bool(labelled.any()):
         return None
-    return functional.cross_entropy(at_least_float32(logits[labelled]), labels[labelled])
+    answers, labels = at_least_float32(logits[labelled]), labels[labelled]
+    if labels.ndim == 2:
+        return functional.binary_cross_entropy_with_logits(answers, labels.to(answers.dtype))
+    return functional.cross_entropy(answers, labels)
+
+
+def has_label(labels: Tensor) -> Tensor:
+    """Which images have one, bool [B], for labels [B] or [B, K]."""
+    return (labels if labels.ndim == 1 else labels[:, 0]) >= 0

@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
@@ -17,7 +18,9 @@ class KdConfig(StrictModel):
     temperature: Annotated[float, Field(gt=0)] = 2.0
 
 
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+def kd_loss(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float, *, is_multi_label: bool = False
+) -> Tensor:
     """T²·KL(softmax(z_t/T) ‖ softmax(z_s/T)), mean over images, labelled or not.
 
     T² keeps the gradient's size when T changes. The teacher gets no gradient.
@@ -25,6 +28,8 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     Args:
         student_logits: [B, K], any float dtype.
         teacher_logits: [B, K], any float dtype.
+        is_multi_label: each class is a question of its own, of logits (z, 0); the mean then runs over classes, too,
+            as that of the cross entropy does.
 
     Returns:
         [], float32 or wider.
@@ -36,7 +41,15 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     """
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(f"logits of shape {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}")
+    if is_multi_label:
+        student_logits, teacher_logits = yes_and_no(student_logits), yes_and_no(teacher_logits)
     log_p_student = functional.log_softmax(at_least_float32(student_logits) / temperature, dim=-1)
     log_p_teacher = functional.log_softmax(at_least_float32(teacher_logits.detach()) / temperature, dim=-1)
     divergence = functional.kl_div(log_p_student, log_p_teacher, reduction="batchmean", log_target=True)
     return divergence * temperature**2
+
+
+def yes_and_no(logits: Tensor) -> Tensor:
+    """Logits [B, K] of K questions as [B·K, 2]: softmax(z, 0) is (p, 1 - p), p = sigmoid(z)."""
+    answers = logits.reshape(-1)
+    return torch.stack([answers, torch.zeros_like(answers)], dim=-1)
