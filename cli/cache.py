@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cli.cache_check import diff_command, explain_command, verify_command
 from cli.cache_import import import_command
 from cli.cache_manage import du_command, ls_command, prune_command, rm_command, takedown_command
 from cli.device import require_device
@@ -16,7 +17,7 @@ from cli.render import ProgressReporter, as_size, counted, left_out, print_table
 from cli.settings import apply_overrides
 from cli.sheet import draw_cache_sheet
 from cli.signals import stop_on_signals
-from dla_cache.errors import CorruptShardError, StoreError, name_some
+from dla_cache.errors import StoreError, name_some
 
 if TYPE_CHECKING:
     from dla_cache.describe import ImageDescription
@@ -180,38 +181,6 @@ def status(store_path: StorePath, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def verify(
-    store_path: StorePath,
-    manifest_path: Annotated[Path | None, typer.Option("--manifest", help="Compare with this manifest, too.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Read every byte of a store and check it against its records."""
-    from dla_cache.manifest import read_manifest
-    from dla_cache.store import open_store
-    from dla_cache.verify import verify_store
-
-    store = open_store(store_path)
-    manifest = None if manifest_path is None else read_manifest(manifest_path)
-    with ProgressReporter("verify", "shards") as reporter:
-        report = verify_store(store, manifest, on_progress=reporter.update)
-    if as_json:
-        typer.echo(json.dumps(asdict(report)))
-    else:
-        for problem in report.problems:
-            typer.echo(f"{problem.where}: {problem.what}")
-        if report.n_removed:
-            typer.echo(left_out(report.n_removed))
-        typer.echo(f"checked       {counted(report.shards_checked, 'shard')}, {as_size(report.bytes_checked)}")
-        of_records = " by the records alone" if report.problems and report.content_hash else ""
-        typer.echo(f"content hash  {report.content_hash or 'none: shards are missing'}{of_records}")
-    if report.problems:
-        raise CorruptShardError(
-            f"{counted(len(report.problems), 'problem')} in `{store_path}`",
-            hint="`dla cache build` makes what is missing, with `--repair` damaged shards too; the rest from a copy",
-        )
-
-
-@app.command()
 def convert(
     source_path: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store to read.")],
     target_path: Annotated[Path, typer.Argument(metavar="NEW", help="Folder of the store to write; made if absent.")],
@@ -318,6 +287,9 @@ def _show_image(description: "ImageDescription", class_names: Sequence[str], as_
     )
 
 
+app.command("verify")(verify_command)
+app.command("explain")(explain_command)
+app.command("diff")(diff_command)
 app.command("import")(import_command)
 app.command("takedown")(takedown_command)
 app.command("ls")(ls_command)

@@ -201,7 +201,7 @@ def _fill_modality(
     shard_started = time.monotonic()
     with closing(_decoded(image_root, [images for _, images, _ in batches], recipe.source_view_size)) as decoded:
         for (shard, images, is_last), pixels in zip(batches, decoded, strict=True):
-            latents.append(_encode(source, images, pixels))
+            latents.append(encode_batch(source, images, pixels))
             is_ours = False
             if is_last:
                 seconds = time.monotonic() - shard_started
@@ -268,7 +268,9 @@ def _ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _encode(source: "LatentSource", images: Sequence[StoredImage], pixels: Sequence[Pixels]) -> NDArray[np.generic]:
+def encode_batch(
+    source: "LatentSource", images: Sequence[StoredImage], pixels: Sequence[Pixels]
+) -> NDArray[np.generic]:
     """Checked raw latents of one batch, [len(images), *shape]."""
     recipe = source.recipe
     if not images:

@@ -150,7 +150,7 @@ def shard_problems(store: LatentStore, series: str, shard: Shard, record: Commit
     payloads, damaged = opened.gather(kept - shard.start)
     if damaged:
         names = name_some([image_ids[position] for position in damaged])
-        yield Problem(where, f"{len(damaged)} samples do not have their checksum: {names}")
+        yield Problem(where, f"{len(damaged)} of {len(kept)} samples do not have their checksum: {names}")
         return
     digest = hashlib.sha256()
     for content in contents:

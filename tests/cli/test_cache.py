@@ -92,7 +92,7 @@ def test_verify_ends_with_an_error_if_a_byte_is_flipped(run: Callable[..., Resul
     path.write_bytes(b"\xff" + path.read_bytes()[1:])
     damaged = run("verify", "s")
     assert isinstance(damaged.exception, CorruptShardError)
-    assert "depth, shard 1: 1 samples do not have their checksum: `image-4`" in damaged.stdout
+    assert "depth, shard 1: 1 of 4 samples do not have their checksum: `image-4`" in damaged.stdout
     assert len(json.loads(run("verify", "s", "--json").stdout)["problems"]) == 1
 
 

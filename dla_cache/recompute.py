@@ -1,0 +1,165 @@
+"""Latents computed again from the images and compared with what the store holds: cache = live, shown on a sample."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dla_cache.build import encode_batch
+from dla_cache.errors import MissingLatentError, RecipeMismatchError, SourceError
+from dla_cache.images import Pixels, centre_square, decode_image, read_image_bytes
+from dla_cache.manifest import path_of
+from dla_cache.order import generator
+from dla_cache.spec import LatentFormat, LatentSpec
+from dla_cache.store import LatentStore
+from dla_cache.store.layout import IMAGES
+from dla_cache.store.metadata import changed_fields
+from dla_cache.store.rows import StoredImage
+
+if TYPE_CHECKING:
+    from dla_cache.sources import LatentSource
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Recomputed:
+    """What became of a sample of one modality."""
+
+    modality: str
+    n_images: int
+    n_equal: int
+    """With the same bytes."""
+    largest_difference: float
+    """Of continuous latents in standard deviations of the channel; of codes the largest share of an image's codes that
+    differ."""
+    worst: str | None
+    """The image with the largest difference; None if all are equal."""
+
+
+def recompute(
+    store: LatentStore,
+    image_root: Path | None,
+    n_images: int,
+    *,
+    open_source: Callable[[LatentSpec, str], "LatentSource"],
+    modalities: Sequence[str] | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> list[Recomputed]:
+    """Computes the latents of random images again and compares them with those in the store.
+
+    Args:
+        image_root: folder that the images' URIs start from; None for a store that holds the images itself.
+        n_images: of each modality; all that are committed if there are fewer.
+        modalities: None for all of the store's.
+
+    Raises:
+        SourceError: if a source cannot be opened here, such as that of imported latents.
+        RecipeMismatchError: if the source here is another one, say of other weights.
+        MissingLatentError: if nothing is committed.
+        ImageError: if an image is missing or has changed.
+        CorruptShardError: if a stored latent is damaged.
+    """
+    chosen = store.modalities if modalities is None else tuple(modalities)
+    rows_of = {name: draw_rows(store, name, n_images, seed) for name in chosen}
+    total, done, results = sum(len(rows) for rows in rows_of.values()), 0, []
+    for name, rows in rows_of.items():
+        stored, live = store.read(name, rows), []
+        with closing(open_again(store, name, open_source, device)) as source:
+            for start in range(0, len(rows), BATCH_SIZE):
+                images = [store.rows[row] for row in rows[start : start + BATCH_SIZE].tolist()]
+                views = list(views_of(store, image_root, images, source.recipe.source_view_size))
+                live.append(encode_batch(source, images, views))
+                done += len(images)
+                on_progress(done, total)
+        largest = differences(stored, np.concatenate(live), store.recipe(name).format)
+        worst = int(largest.argmax())
+        results.append(
+            Recomputed(
+                name,
+                len(rows),
+                int((largest == 0).sum()),
+                float(largest[worst]),
+                store.rows.image_ids[rows[worst]] if largest[worst] else None,
+            )
+        )
+    return results
+
+
+def draw_rows(store: LatentStore, modality: str, n_images: int, seed: int) -> NDArray[np.int64]:
+    """Random rows whose latents are committed, rising, [≤ n_images].
+
+    Raises:
+        MissingLatentError: if there is none.
+    """
+    committed = store.committed(modality)
+    kept = [store.kept_rows(shard) for shard in store.shards if shard.index in committed]
+    rows = np.concatenate(kept) if kept else np.empty(0, np.int64)
+    if not len(rows):
+        raise MissingLatentError(f"no latent of `{modality}` is committed in `{store.path}`", hint="build the store")
+    return np.sort(generator(seed).permutation(rows)[:n_images])
+
+
+def open_again(
+    store: LatentStore, modality: str, open_source: Callable[[LatentSpec, str], "LatentSource"], device: str
+) -> "LatentSource":
+    """The source that made a modality, found by its recipe.
+
+    Raises:
+        SourceError: if it cannot be opened.
+        RecipeMismatchError: if what is found makes other latents.
+    """
+    recipe = store.recipe(modality)
+    fields = recipe.model_dump(include={"modality", "source", "parameters", "seed"})
+    if recipe.format.vocabulary is None:
+        fields["dtype"] = recipe.format.dtype
+    spec = LatentSpec.model_validate(fields)
+    try:
+        source = open_source(spec, device)
+    except SourceError as error:
+        raise SourceError(
+            f"latents of `{modality}` cannot be computed again: {error.message}", hint=error.hint or "name modalities"
+        ) from error
+    if source.recipe.hash != recipe.hash:
+        old, new = (one.model_dump(mode="json") for one in (recipe, source.recipe))
+        source.close()
+        raise RecipeMismatchError(
+            f"`{recipe.source}` is another source here than the one that made `{modality}` of `{store.path}`:"
+            f" {'; '.join(changed_fields(old, new))}",
+            hint="install the version of source and weights that made the store",
+        )
+    return source
+
+
+def views_of(store: LatentStore, image_root: Path | None, images: Sequence[StoredImage], size: int) -> Iterator[Pixels]:
+    """What a source sees of each image, uint8 [3, size, size]."""
+    if image_root is None:
+        store.layout_of(IMAGES)
+    stored = store.read_images(np.array([image.row for image in images])) if image_root is None else None
+    for place, image in enumerate(images):
+        if stored is not None:
+            content = stored[place]
+        else:
+            assert image_root is not None
+            content = read_image_bytes(path_of(image_root, image.uri), image)
+        yield centre_square(decode_image(content, image.image_id), size)
+
+
+def differences(stored: NDArray[np.generic], live: NDArray[np.generic], latent: LatentFormat) -> NDArray[np.float64]:
+    """For each of B images the largest difference, [B], in the units of `Recomputed`; 0 for equal bytes alone."""
+    of_image = tuple(range(1, stored.ndim))
+    if latent.vocabulary is not None:
+        return np.asarray((stored != live).mean(axis=of_image), np.float64)
+    is_equal = np.array([one.tobytes() == other.tobytes() for one, other in zip(stored, live, strict=True)])
+    before, after = stored.astype(np.float64), live.astype(np.float64)
+    channel = latent.channel_axis + 1
+    std = before.std(axis=tuple(axis for axis in range(stored.ndim) if axis != channel), keepdims=True)
+    smallest = np.finfo(np.float32).tiny  # -0 and 0 differ in their bytes and in nothing else
+    distance = (np.abs(before - after) / np.maximum(std, smallest)).max(axis=of_image)
+    return np.where(is_equal, 0.0, np.maximum(distance, smallest))
