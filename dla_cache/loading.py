@@ -29,6 +29,14 @@ class PairDataset(IterableDataset[PairBatch]):
         self._state: tuple[int, int] | None = None
         """Number of this worker's next batch, and how many workers there were."""
 
+    def set_epoch(self, epoch: int) -> None:
+        """From the next time on it gives the batches of this epoch alone, counted from 0.
+
+        Each epoch has an order of its own, and a loader that is gone through twice without this gives the same twice.
+        Workers that live on (`persistent_workers`) do not hear of it: give those all `epochs` at once.
+        """
+        self.start_batch, self.stop = epoch * len(self.stream), (epoch + 1) * len(self.stream)
+
     def __len__(self) -> int:
         """Batches that are left, over all workers.
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -225,7 +225,7 @@ class PairStream:
 
     def state_after(self, number: int | None) -> dict[str, Any]:
         """What `start_of` needs to go on behind the batch of a number, or from the beginning: plain values for JSON."""
-        return {"format": STATE_FORMAT, "next_batch": 0 if number is None else number + 1, "order": self._identity()}
+        return {"format": STATE_FORMAT, "next_batch": 0 if number is None else number + 1, "order": self._identity}
 
     def start_of(self, state: Mapping[str, Any]) -> int:
         """The number of the batch that follows a state, of whatever rank, worker and number of them.
@@ -233,17 +233,19 @@ class PairStream:
         Raises:
             StoreError: if the state is none, or of a stream of other images or another order.
         """
-        number = state.get("next_batch")
-        if state.get("format") != STATE_FORMAT or not isinstance(number, int) or number < 0:
+        number, order = state.get("next_batch"), state.get("order")
+        is_whole = isinstance(number, int) and number >= 0 and isinstance(order, Mapping)
+        if state.get("format") != STATE_FORMAT or not is_whole:
             raise StoreError("this is no state of a stream of pairs", hint="save what `state_after` gives")
-        differing = [name for name, value in self._identity().items() if state.get("order", {}).get(name) != value]
+        differing = [name for name, value in self._identity.items() if state["order"].get(name) != value]
         if differing:
             raise StoreError(
                 f"the state is of a stream with other {', '.join(differing)}",
                 hint="resume with the settings it was saved with; rank, world size and workers may differ",
             )
-        return number
+        return int(state["next_batch"])
 
+    @cached_property
     def _identity(self) -> dict[str, Any]:
         """What decides which images make a batch."""
         ids = hashlib.sha256("\n".join(self._store.rows.image_ids[row] for row in self._rows).encode())

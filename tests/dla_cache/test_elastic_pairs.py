@@ -122,6 +122,19 @@ def test_a_loader_may_be_gone_through_twice(make: Make) -> None:
     assert ids(loader) == ids(loader)
 
 
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_each_epoch_of_a_loader_has_its_own_order_once_it_is_told_which(make: Make, n_workers: int) -> None:
+    stream = make(batch_size=6)
+    dataset = PairDataset(stream)
+    loader = DataLoader(dataset, batch_size=None, num_workers=n_workers)
+    seen = []
+    for epoch in range(3):
+        dataset.set_epoch(epoch)
+        seen.append(ids(loader))
+    assert seen == [ids(stream.epoch_once(epoch)) for epoch in range(3)]
+    assert len({tuple(one) for one in seen}) == 3
+
+
 def test_a_worker_that_is_no_fork_opens_the_store_anew(make: Make) -> None:
     loader = DataLoader(
         PairDataset(make(batch_size=7)), batch_size=None, num_workers=1, multiprocessing_context="spawn"
@@ -147,7 +160,9 @@ def test_a_state_of_another_stream_is_refused_and_says_in_what(make: Make, chang
         make(**{"batch_size": 4, **change}).start_of(state)
 
 
-@pytest.mark.parametrize("state", [{}, {"format": "dla-pairs-1"}, {"format": "dla-pairs-1", "next_batch": -1}])
+@pytest.mark.parametrize(
+    "state", [{}, {"format": "dla-pairs-1"}, {"format": "dla-pairs-1", "next_batch": -1, "order": {}}]
+)
 def test_what_is_no_state_is_refused(make: Make, state: dict) -> None:
     with pytest.raises(StoreError, match="no state"):
         make(batch_size=4).start_of(state)
