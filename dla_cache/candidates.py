@@ -1,5 +1,6 @@
 """What is found where images are sought: a candidate, something quarantined, or something skipped."""
 
+import ast
 import math
 import os
 import re
@@ -175,25 +176,46 @@ def class_names_of(value: object, column: str, separator: str | None) -> list[st
     if name is None:
         return None
     if separator is None:
+        refuse_written_list(name, column)
         return [name]
     return [piece.strip() for piece in name.split(separator) if piece.strip()] or None
 
 
-def refuse_vectors(cells: Iterable[object], column: str) -> None:
-    """Refuses a column of lists that say yes or no for every class: read as classes, nearly all would be `0` and `1`.
+def refuse_written_list(text: str, column: str) -> None:
+    """Refuses a text that is a list in JSON or Python, as tables get when they are written without thinking of it.
 
-    Those are lists of one length above 1 that hold nothing but 0 and 1; as classes they would all be [0, 1].
+    Raises:
+        ManifestError: if it is one.
+    """
+    if not (text.startswith("[") and text.endswith("]")):
+        return
+    try:
+        written = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return
+    if isinstance(written, list):
+        raise ManifestError(
+            f"`{column}` holds lists written as text: `{text[:60]}`",
+            hint="write lists as JSON lines or Parquet have them, or `red|green` and `--label-separator '|'`",
+        )
+
+
+def refuse_vectors(cells: Iterable[object], column: str) -> None:
+    """Refuses a column of lists that say yes or no for every class: read as classes, they would be `0` and `1`.
+
+    Those are lists that hold nothing but 0 and 1, one of them twice in some list, or all of one length above 1.
 
     Raises:
         ManifestError: if the lists are such.
     """
     lists = [cell for cell in cells if isinstance(cell, list)]
-    lengths = {len(cell) for cell in lists}
-    if len(lengths) != 1 or max(lengths) < 2 or all(cell == [0, 1] for cell in lists):
+    if not all(isinstance(element, int | float) and element in (0, 1) for cell in lists for element in cell):
         return
-    if all(isinstance(element, int | float) and element in (0, 1) for cell in lists for element in cell):
+    lengths = {len(cell) for cell in lists}
+    are_of_one_length = len(lengths) == 1 and max(lengths) > 1 and any(cell != [0, 1] for cell in lists)
+    if are_of_one_length or any(len(set(cell)) < len(cell) for cell in lists):
         raise ManifestError(
-            f"every list in `{column}` has {lengths.pop()} numbers, each 0 or 1: yes or no for every class",
+            f"every list in `{column}` holds nothing but 0 and 1: yes or no for every class",
             hint="list the names or indices of the classes that an image has, in place of `[0, 1, 0]` that is `[1]`",
         )
 

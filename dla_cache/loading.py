@@ -26,8 +26,9 @@ class PairDataset(IterableDataset[PairBatch]):
         self.stream = stream
         self.stop = None if epochs is None else epochs * len(stream)
         self.start_batch = start_batch
-        self._state: tuple[int, int] | None = None
-        """Number of this worker's next batch, and how many workers there were."""
+        self._position: tuple[int, int] | None = None
+        """Number of this worker's next batch, and how many workers there are."""
+        self._resume_from: tuple[int, int] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """From the next time on it gives the batches of this epoch alone, counted from 0.
@@ -50,22 +51,22 @@ class PairDataset(IterableDataset[PairBatch]):
     def __iter__(self) -> Generator[PairBatch, None, None]:
         worker = get_worker_info()
         number, n_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        start = self.start_batch + number
-        if self._state is not None:
-            start, n_workers = self._state
-        self._state = (start, n_workers)
+        # A state is gone on with once: a loop that was left early is no state, and the next one begins anew.
+        start, n_workers = self._resume_from or (self.start_batch + number, n_workers)
+        self._resume_from = None
+        self._position = (start, n_workers)
         batches = self.stream.batches(start, step=n_workers, stop=self.stop)
         try:
             for batch in batches:
-                self._state = (batch.number + n_workers, n_workers)
+                self._position = (batch.number + n_workers, n_workers)
                 yield batch
         finally:
             batches.close()
-        self._state = None  # the next time it begins anew
+        self._position = None
 
     def state_dict(self) -> dict[str, Any]:
         """Where this worker is; a `StatefulDataLoader` keeps one for each, and gives it back to the same one."""
-        number, n_workers = self._state or (None, None)
+        number, n_workers = self._resume_from or self._position or (None, None)
         return {"next_batch": number, "n_workers": n_workers, "stream": self.stream.state_after(None)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -75,4 +76,4 @@ class PairDataset(IterableDataset[PairBatch]):
             StoreError: if it is of a stream of other images or another order.
         """
         self.stream.start_of(state["stream"])
-        self._state = None if state["next_batch"] is None else (state["next_batch"], state["n_workers"])
+        self._resume_from = None if state["next_batch"] is None else (state["next_batch"], state["n_workers"])

@@ -17,6 +17,9 @@ from dla_cache.errors import StoreError
 MEASURED_PLACES = 100_000
 """Neighbours that the quality of a shuffle is measured on, at most."""
 
+OF_BLOCKS, OF_WINDOWS = 1, 2
+"""They keep random numbers apart that have seed and epoch in common: to NumPy a 0 at the end is nothing."""
+
 Positions = NDArray[np.int64]
 
 
@@ -92,7 +95,7 @@ class BlockPermutation:
 
     def _blocks_of(self, epoch: int) -> tuple[Positions, Positions]:
         """The blocks in the order of the epoch, and the place at which each window ends."""
-        blocks = generator(self._seed, epoch).permutation(self._n_blocks)
+        blocks = generator(self._seed, epoch, OF_BLOCKS).permutation(self._n_blocks)
         sizes = np.where(
             blocks == self._n_blocks - 1, self.n - (self._n_blocks - 1) * self._shuffle.block, self._shuffle.block
         )
@@ -103,7 +106,7 @@ class BlockPermutation:
         size = self._shuffle.block
         chosen = blocks[window * self._shuffle.window : (window + 1) * self._shuffle.window]
         positions = np.concatenate([np.arange(block * size, min((block + 1) * size, self.n)) for block in chosen])
-        return generator(self._seed, epoch, window).permutation(positions)
+        return generator(self._seed, epoch, OF_WINDOWS, window).permutation(positions)
 
 
 def generator(*numbers: int) -> np.random.Generator:

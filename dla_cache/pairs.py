@@ -119,8 +119,8 @@ class PairStream:
                 decoded once and not once an epoch; those that do not fit are decoded each time.
 
         Raises:
-            StoreError: if a split has no image, dropping the last batch leaves none, or a batch is too small for all
-                ranks to have a part of it.
+            StoreError: if `batch_size` or `seed` is too small, a split has no image, dropping the last batch leaves
+                none, or a batch is too small for all ranks to have a part of it.
             MissingLatentError: if the store has no such modality or image, or no images and there is no `image_root`.
             IncompleteBuildError: if a modality is not whole.
         """
@@ -139,6 +139,8 @@ class PairStream:
             "share": share,
             "keep_decoded_bytes": keep_decoded_bytes,
         }
+        if batch_size < 1 or seed < 0:
+            raise StoreError(f"batches of {batch_size} images, seed {seed}", hint="batches from 1, seeds from 0 on")
         self.modalities = tuple(store.modalities if modalities is None else modalities)
         store.require_complete([*self.modalities, *([IMAGES] if image_root is None else [])])
         self._store = store

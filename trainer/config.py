@@ -48,11 +48,19 @@ class Roles(StrictModel):
     validation: Annotated[tuple[str, ...], Field(min_length=1)] = ("validation",)
     test: Annotated[tuple[str, ...], Field(min_length=1)] = ("test",)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _one_name_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _disjoint(self) -> Self:
         names = [*self.labelled, *self.transfer, *self.validation, *self.test]
         if len(set(names)) != len(names):
-            raise ValueError(f"a split may play one part only, got {names}")
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise ValueError(
+                f"a split may play one part only, and {', '.join(f'`{name}`' for name in twice)} plays two"
+            )
         return self
 
 
@@ -125,7 +133,13 @@ class RunConfig(StrictModel):
             raise ValueError("`objective` belongs to students and every student has one")
         needs_teacher = self.objective is not None and bool(self.objective.needs - {Need.LABELS})
         if needs_teacher != (self.teacher is not None):
-            raise ValueError("`teacher` names a run exactly when an objective learns from one")
+            what = (
+                "the objective learns from a `teacher`, and none is named; a student of labels alone has"
+                " `objective: {ce: {}}` and `roles: {transfer: []}`"
+                if needs_teacher
+                else "`teacher` is named, and no objective learns from it"
+            )
+            raise ValueError(what)
         if bool(self.roles.transfer) != bool(self.transfer_per_batch):
             raise ValueError("`roles.transfer` and `transfer_per_batch` go together")
         if self.self_training is not None and (self.kind == "student" or not self.roles.transfer):
@@ -175,6 +189,9 @@ def resolve_run(value: Mapping[str, Any], *, base: Path, where: str) -> RunConfi
     loop = given.get("loop")
     if given.get("epochs") is not None or (isinstance(loop, Mapping) and "steps" in loop):
         preset = without_length(preset)
+    roles = given.get("roles")
+    if isinstance(roles, Mapping) and "transfer" in roles and not roles["transfer"]:
+        preset = without_transfer(preset)
     merged = merge(preset, given)
     for field in PLACES:
         if isinstance(merged.get(field), str):
@@ -186,6 +203,11 @@ def without_length(preset: Mapping[str, Any]) -> dict[str, Any]:
     """The preset without what says how long it trains."""
     loop = {name: value for name, value in preset.get("loop", {}).items() if name != "steps"}
     return {**{name: value for name, value in preset.items() if name != "epochs"}, "loop": loop}
+
+
+def without_transfer(preset: Mapping[str, Any]) -> dict[str, Any]:
+    """A preset without what it says of transfer images, for a run that says it has none."""
+    return {name: value for name, value in preset.items() if name not in ("transfer_per_batch", "self_training")}
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

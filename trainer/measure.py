@@ -8,7 +8,7 @@ from dla_cache.errors import RecipeMismatchError, SpecError, name_some
 from dla_cache.store import LatentStore
 from trainer.data import Batch, PairSource, PixelScale, Role
 from trainer.evaluate import Predictions, measure_subsets, predict
-from trainer.run import EVALUATION_BATCH_SIZE, TrainedRun
+from trainer.run import EVALUATION_BATCH_SIZE, TrainedRun, check_is_measurable
 from trainer.run_folder import digest_of_rows
 from trainer.scores import Score
 from trainer.tasks import StudentTask
@@ -44,7 +44,7 @@ def measure_run(
 
     Raises:
         RecipeMismatchError: if the store has other classes or latents of another recipe than the run was trained on.
-        SpecError: if an image has no label.
+        SpecError: if an image has no label, or none has any of several classes.
         StoreError: if a split has no image, or a modality is not whole.
         ImageError: if an image is missing or has changed.
     """
@@ -56,6 +56,7 @@ def measure_run(
             f"{len(unlabelled)} of {len(rows)} images of {name_some(splits)} have no label: {name_some(unlabelled)}",
             hint="name another split; `dla predict` answers for images without a label",
         )
+    check_is_measurable(store, rows, f"{name_some(splits)}")
     run.task.module.to(device)
     config, modalities = run.config, run.facts.modalities
     pairs = PairSource(

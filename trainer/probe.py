@@ -16,7 +16,7 @@ from trainer.adapters import CodeEmbedding, LatentScaler, check_modalities, n_to
 class ProbeConfig(StrictModel):
     """A classifier that sees the latents of an image and never its pixels."""
 
-    n_classes: Annotated[int, Field(gt=1)]
+    n_classes: Annotated[int, Field(gt=0)]
     formats: Annotated[dict[str, LatentFormat], Field(min_length=1)]
     """Format of each modality it looks at."""
     kind: Literal["linear", "mlp"] = "mlp"

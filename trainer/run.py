@@ -1,7 +1,7 @@
 """One training run from its config to its folder: config, data facts, metrics, weights, result."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from dla_cache.errors import RecipeMismatchError, SpecError, name_some
 from dla_cache.spec import StrictModel, parse_spec
 from dla_cache.store import LatentStore, open_store
+from dla_cache.store.rows import StoredImage
 from trainer.checkpoint import fitting, load_checkpoint, write_atomically
 from trainer.config import MODEL_CONFIGS, RunConfig, folder_of
 from trainer.data import PairSource, PixelScale, Role
@@ -241,10 +242,29 @@ def check_roles(config: RunConfig, store: LatentStore) -> None:
     """Looks at all roles before the first step, so that no fault of the test split shows after the last one.
 
     Raises:
-        StoreError: if a split has no image.
-        SpecError: if an image has no label where labels are learned or measured.
+        SpecError: if a split has no image, a role too few for a batch, or an image no label where labels are learned
+            or measured.
     """
-    store.rows_of(config.roles.transfer)
+    if len(store.class_names) < (1 if store.rows.is_multi_label else 2):
+        raise SpecError(
+            f"the store has {len(store.class_names)} classes, between which there is nothing to choose",
+            hint="make a manifest with labels of two classes or more",
+        )
+    wanted = {split for role in ("labelled", "transfer", "validation", "test") for split in getattr(config.roles, role)}
+    absent = sorted(wanted - store.rows.splits)
+    if absent:
+        raise SpecError(
+            f"the store has no image of split {name_some(absent)}",
+            hint=f"its splits are {name_some(sorted(store.rows.splits), shown=10)}; say which plays which part, as"
+            " --set 'roles={labelled: train, transfer: [], validation: val, test: test}'",
+        )
+    for role, per_batch in (("labelled", config.labelled_per_batch), ("transfer", config.transfer_per_batch)):
+        n_images = len(store.rows_of(getattr(config.roles, role)))
+        if n_images < per_batch:
+            raise SpecError(
+                f"`roles.{role}` has {n_images} images, and `{role}_per_batch` is {per_batch}",
+                hint=f"make batches smaller: --set {role}_per_batch={max(1, n_images // 4)}",
+            )
     for role in ("labelled", "validation", "test"):
         rows = [store.rows[row] for row in store.rows_of(getattr(config.roles, role))]
         unlabelled = [row.image_id for row in rows if row.label is None]
@@ -253,10 +273,17 @@ def check_roles(config: RunConfig, store: LatentStore) -> None:
                 f"{len(unlabelled)} images of `roles.{role}` have no label: {name_some(unlabelled)}",
                 hint="images without a label can play `roles.transfer` only",
             )
-        if store.rows.is_multi_label and not any(row.label for row in rows):
-            raise SpecError(
-                f"no image of `roles.{role}` has any of the classes", hint="there is nothing to rank: see the labels"
-            )
+        check_is_measurable(store, rows, f"`roles.{role}`")
+
+
+def check_is_measurable(store: LatentStore, rows: Sequence[StoredImage], where: str) -> None:
+    """Passes images of one class each; of several labels only if some image has a class, for else nothing is ranked.
+
+    Raises:
+        SpecError: if none has.
+    """
+    if store.rows.is_multi_label and not any(row.label for row in rows):
+        raise SpecError(f"no image of {where} has any of the classes", hint="there is nothing to rank: see the labels")
 
 
 def kind_of_labels(facts: DataFacts) -> tuple[tuple[str, ...], bool]:

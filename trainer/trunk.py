@@ -10,7 +10,7 @@ from dla_cache.spec import StrictModel
 class TrunkConfig(StrictModel):
     """Shape of a ViT; the defaults are ViT-B/16 at 224 pixels."""
 
-    n_classes: Annotated[int, Field(gt=1)]
+    n_classes: Annotated[int, Field(gt=0)]
     image_size: Annotated[int, Field(gt=0)] = 224
     """Side of the square image in pixels."""
     patch_size: Annotated[int, Field(gt=0)] = 16

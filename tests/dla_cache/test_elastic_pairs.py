@@ -67,6 +67,9 @@ def test_a_batch_that_leaves_a_rank_without_an_image_is_refused_with_numbers(mak
     with pytest.raises(StoreError, match=r"20 images in batches of 6 leave 2 in the last .* too few for 3 ranks"):
         make(batch_size=6, share=Share(0, 3))
     assert len(make(batch_size=6, share=Share(0, 3), drop_last=True)) == 3
+    for settings in ({"batch_size": 0}, {"batch_size": -4}, {"batch_size": 4, "seed": -1}):
+        with pytest.raises(StoreError, match="batches from 1, seeds from 0 on"):
+            make(**settings)
     with pytest.raises(StoreError, match="rank 3 of 3"):
         Share(3, 3)
 
@@ -117,9 +120,12 @@ def test_a_stateful_loader_goes_on_in_the_middle_of_an_epoch(make: Make, n_worke
     assert ids(resumed) == whole  # the next epoch of the loader begins anew
 
 
-def test_a_loader_may_be_gone_through_twice(make: Make) -> None:
-    loader = DataLoader(PairDataset(make(batch_size=4)), batch_size=None)
-    assert ids(loader) == ids(loader)
+@pytest.mark.parametrize("options", [{}, {"num_workers": 2, "persistent_workers": True}])
+def test_a_loader_that_was_left_early_begins_anew(make: Make, options: dict) -> None:
+    loader = DataLoader(PairDataset(make(batch_size=2)), batch_size=None, **options)
+    whole = ids(loader)
+    assert len(ids(islice(loader, 3))) == 3
+    assert ids(loader) == ids(loader) == whole
 
 
 @pytest.mark.parametrize("n_workers", [0, 1])

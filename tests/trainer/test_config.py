@@ -212,10 +212,13 @@ def test_a_transfer_role_with_someone_who_learns_from_it_is_fine():
 @pytest.mark.parametrize(
     ("fields", "fault"),
     [
-        ({"kind": "student", "objective": {"ce": {}, "kd": {}}}, "`teacher` names a run"),
-        ({"kind": "student", "objective": {"messy": {}}}, "`teacher` names a run"),
-        ({"kind": "student", "objective": {"ce": {}}, "teacher": "t"}, "`teacher` names a run"),
-        ({"kind": "teacher", "teacher": "t"}, "`teacher` names a run"),
+        ({"kind": "student", "objective": {"ce": {}, "kd": {}}}, "learns from a `teacher`, and none is named"),
+        ({"kind": "student", "objective": {"messy": {}}}, "learns from a `teacher`, and none is named"),
+        (
+            {"kind": "student", "objective": {"ce": {}}, "teacher": "t"},
+            "`teacher` is named, and no objective learns from it",
+        ),
+        ({"kind": "teacher", "teacher": "t"}, "`teacher` is named, and no objective learns from it"),
         ({"kind": "student"}, "`objective` belongs to students"),
         ({"kind": "probe", "objective": {"ce": {}}}, "`objective` belongs to students"),
         ({"kind": "student", "objective": {}}, "no objective is active"),
@@ -240,3 +243,16 @@ def test_a_config_cannot_be_changed():
     assert isinstance(config, RunConfig)
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 1
+
+
+def test_one_split_of_a_role_may_be_given_without_a_list():
+    roles = resolve(kind="probe", roles={"labelled": "train", "test": "held-out"}).roles
+    assert (roles.labelled, roles.validation, roles.test) == (("train",), ("validation",), ("held-out",))
+
+
+@pytest.mark.parametrize("kind", ["probe", "teacher"])
+def test_a_run_without_transfer_images_drops_what_its_preset_says_of_them(kind):
+    config = resolve(kind=kind, preset="embedded", roles={"transfer": []})
+    assert (config.transfer_per_batch, config.self_training) == (0, None)
+    alone = resolve(kind="student", preset="embedded", roles={"transfer": []}, objective={"ce": {}})
+    assert (alone.teacher, alone.transfer_per_batch) == (None, 0)

@@ -374,7 +374,7 @@ def test_a_split_without_an_image_is_named_before_the_first_step(tiny, trained, 
     config = tiny.run(
         "student", tmp_path / "run", teacher=trained / "probe", objective=tiny.objectives["kd"], roles=roles
     )
-    with pytest.raises(StoreError, match="no image of split `nothing`") as refused:
+    with pytest.raises(SpecError, match="no image of split `nothing`") as refused:
         train_run(config, on_progress=steps.append)
     assert "`labelled`, `test`, `transfer`, `validation`" in refused.value.hint
     assert steps == []
@@ -388,7 +388,7 @@ def test_a_role_that_needs_labels_refuses_images_without(tiny, tmp_path, role):
 
 
 def test_a_split_smaller_than_its_part_of_a_batch_is_refused(tiny, tmp_path):
-    with pytest.raises(StoreError, match="6 images make no full batch of 7"):
+    with pytest.raises(SpecError, match=r"`roles.labelled` has 6 images, and `labelled_per_batch` is 7"):
         train_run(tiny.run("probe", tmp_path / "run", labelled_per_batch=7))
     train_run(tiny.run("probe", tmp_path / "run", labelled_per_batch=6))  # the folder is still free
 

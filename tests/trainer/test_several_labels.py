@@ -1,6 +1,7 @@
 """Images with any number of classes: each class is a question of its own, from the store to the student."""
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from dla_cache.errors import RecipeMismatchError, SpecError
+from dla_cache.manifest import write_manifest
 from dla_cache.pairs import PairStream
 from dla_cache.store import open_store
 from tests.several_labels import SEVERAL, build_several
@@ -143,6 +145,24 @@ def test_a_split_in_which_no_image_has_a_class_cannot_be_measured(tiny, tmp_path
     store = build_several(tiny, tmp_path, without_classes)
     with pytest.raises(SpecError, match=r"no image of `roles.validation` has any of the classes"):
         train_run(tiny.run("probe", tmp_path / "run", store=str(store)))
+
+
+def test_one_class_is_a_question_where_images_may_have_several_and_none_where_they_have_one(tiny, tmp_path):
+    rows = [replace(row, label=None if row.label is None else (0,) * (row.label == 0)) for row in tiny.manifest.rows()]
+    manifest = write_manifest(tiny.manifest.root / "red.parquet", rows, ["red"])
+    result = train_run(tiny.run("teacher", tmp_path / "red", store=str(tiny.build(manifest, tmp_path / "red.zarr"))))
+    assert result.metric == "mAP"
+    rows = [replace(row, label=row.label if row.label is None else 0) for row in tiny.manifest.rows()]
+    manifest = write_manifest(tiny.manifest.root / "all-red.parquet", rows, ["red"])
+    store = str(tiny.build(manifest, tmp_path / "all-red.zarr"))
+    with pytest.raises(SpecError, match="the store has 1 classes"):
+        train_run(tiny.run("probe", tmp_path / "all-red", store=store))
+
+
+def test_what_cannot_be_ranked_cannot_be_measured(tiny, runs, tmp_path):
+    store = build_several(tiny, tmp_path, lambda label, split: label if split != "test" or label is None else ())
+    with pytest.raises(SpecError, match="no image of `test` has any of the classes"):
+        measure_run(load_run(runs / "student"), open_store(store), tiny.images, ["test"], where="there")
 
 
 def test_log_loss_and_probabilities_are_of_each_class():
