@@ -113,10 +113,12 @@ def build(
         if spec.images != "none":
             typer.echo(f"stored        the bytes of {counted(report.images_stored, 'image')}")
         if repair:
-            as_before = report.shards_repaired - len(report.shards_changed)
-            typer.echo(
-                f"made again    {counted(report.shards_repaired, 'shard')}, {as_before} with the content they had"
+            as_before = report.shards_repaired - len(report.shards_changed) - report.shards_without_removed
+            without = (
+                f", {report.shards_without_removed} without removed images" if report.shards_without_removed else ""
             )
+            shards = counted(report.shards_repaired, "shard")
+            typer.echo(f"made again    {shards}, {as_before} with the content they had{without}")
         missing = f"none yet, {counted(report.shards_missing, 'shard')} of other ranks missing"
         typer.echo(f"content hash  {report.content_hash or missing}")
     if report.shards_changed:

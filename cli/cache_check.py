@@ -48,7 +48,7 @@ def verify_command(
     """Read every byte of a store and check it against its records; with --recompute also against its sources."""
     from dla_cache.manifest import read_manifest
     from dla_cache.store import open_store
-    from dla_cache.verify import verify_store
+    from dla_cache.verify import MOVE_AWAY, verify_store
 
     if recompute_images is None and images is not None:
         raise typer.BadParameter("it is for --recompute, which is missing", param_hint="--images")
@@ -68,10 +68,15 @@ def verify_command(
         if recomputed is not None:
             _show_recomputed(recomputed)
     if report.problems:
-        raise CorruptShardError(
-            f"{counted(len(report.problems), 'problem')} in `{store_path}`",
-            hint="`dla cache build` makes what is missing, with `--repair` damaged shards too; the rest from a copy",
-        )
+        to_move = [problem.where for problem in report.problems if problem.what.endswith(MOVE_AWAY)]
+        cures = []
+        if len(to_move) < len(report.problems):
+            cures.append(
+                "`dla cache build` makes what is missing, with `--repair` damaged shards too; the rest from a copy"
+            )
+        if to_move:
+            cures.append(f"move away what no store has written: {name_some(to_move)}")
+        raise CorruptShardError(f"{counted(len(report.problems), 'problem')} in `{store_path}`", hint="; ".join(cures))
     beyond = [one.modality for one in recomputed or () if one.largest_difference > tolerance]
     if beyond:
         raise StoreError(

@@ -40,7 +40,7 @@ def takedown_command(
     """
     from dla_cache.takedown import take_down
 
-    image_ids = _read_ids(ids)
+    image_ids = _read_ids(ids, stores)
     with ProgressReporter("takedown", "shards") as reporter:
         reports = take_down(stores, image_ids, dry_run=dry_run, on_progress=reporter.update)
     if as_json:
@@ -69,17 +69,28 @@ def _show_takedown(reports: Sequence["TakedownReport"], dry_run: bool) -> None:
             typer.echo(f"content hash  {report.content_hash or 'none: shards are missing'}")
 
 
-def _read_ids(given: Sequence[str]) -> list[str]:
+def _read_ids(given: Sequence[str], stores: Sequence[Path]) -> list[str]:
+    from dla_cache.takedown import ids_of_file, is_path
+
     image_ids: list[str] = []
     for text in given:
         if not Path(text).is_file():
             image_ids.append(text)
             continue
+        content = b""
         try:
-            lines = Path(text).read_text(encoding="utf-8-sig").splitlines()
+            content = Path(text).read_bytes()
+            lines = content.decode("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
+            meant = ids_of_file(stores, content)
+            if meant == [text]:
+                image_ids.append(text)
+                continue
+            if meant:
+                raise is_path(text, meant) from error
             raise StoreError(
-                f"`{text}` cannot be read: {error}", hint="a text file with one image ID a line"
+                f"`{text}` cannot be read: {error}",
+                hint="a text file with one image ID a line; or an ID, not the path of an image",
             ) from error
         image_ids += [line.strip() for line in lines if line.strip()]
     if not image_ids:

@@ -76,6 +76,8 @@ class BuildReport:
     """Taken out of the store for being damaged, and made again."""
     shards_changed: tuple[str, ...]
     """Those of them with another content than before, as `depth, shard 3`: the source is not deterministic."""
+    shards_without_removed: int
+    """Those of them from which images were being removed: by now they are without these."""
     shards_missing: int
     """Of other ranks, not committed yet."""
     seconds: float
@@ -171,7 +173,7 @@ def build_cache(
     report = _report(store, listed, series, mine, committed, withdrawn, seconds=time.monotonic() - started)
     if report.content_hash is not None:
         write_card(store)
-    with unchanged_rows(store_path, store.metadata):  # else report and card speak of what is no longer there
+    with unchanged_rows(store_path, store.metadata):  # else the report speaks of what is no longer there
         return report
 
 
@@ -304,14 +306,22 @@ def _report(
         if own.intersection(shards):
             store.require_complete([name])
     is_complete = not any(store.missing(modality) for modality in store.modalities)
+    changed = changed_shards(store, withdrawn)
+    n_as_before = sum(
+        store.committed(name)[shard].content_sum == before.content_sum
+        for name, records in withdrawn.items()
+        for shard, before in records.items()
+    )
+    shards_repaired = sum(len(records) for records in withdrawn.values())
     return BuildReport(
         n_images=len(store.rows.kept_ids),
         images_left_out=sum(image_id in store.rows.removed_ids for image_id in listed),
         images_encoded=sum(len(store.kept_rows(shard)) for name, shard in committed if name != IMAGES),
         images_stored=sum(len(store.kept_rows(shard)) for name, shard in committed if name == IMAGES),
         shards_committed=len(committed),
-        shards_repaired=sum(len(records) for records in withdrawn.values()),
-        shards_changed=changed_shards(store, withdrawn),
+        shards_repaired=shards_repaired,
+        shards_changed=changed,
+        shards_without_removed=shards_repaired - n_as_before - len(changed),
         shards_missing=sum(len(shards) for shards in missing.values()),
         seconds=seconds,
         content_hash=store.content_hash() if is_complete else None,

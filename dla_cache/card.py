@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 
 from dla_cache.describe import describe_modality, describe_store
-from dla_cache.durable import locked_folder, write_durably, writing_to
+from dla_cache.durable import write_durably, writing_to
 from dla_cache.sources import SOURCES
 from dla_cache.spec import Recipe
 from dla_cache.store import LatentStore
+from dla_cache.store.metadata import sole_writer
 from dla_cache.store.parts import CARD, CARD_TITLE
 
 LICENCE_UNKNOWN = "not stated: ask whoever made it"
@@ -50,7 +51,8 @@ def write_card(store: LatentStore) -> Path:
     """Writes the card of a store into it; its path. One that says the same, and a README of the owner's, stay.
 
     Raises:
-        StoreError: if the store cannot be written, or its records are damaged.
+        StoreError: if the store cannot be written, its records are damaged, or images were removed from it since it
+            was opened: the card would tell of them.
     """
     path = store.path / CARD
     content = card_text(store).encode()
@@ -59,7 +61,9 @@ def write_card(store: LatentStore) -> Path:
         present = path.read_bytes() if path.is_file() else None
         is_owners = present is not None and not present.startswith(CARD_TITLE.encode())
         if present != content and not is_owners:
-            with locked_folder(store.path):  # ranks end at the same time
+            # Ranks end at the same time, and a removal writes a card of its own. Not within `unchanged_rows`: many can
+            # be in that at a time.
+            with sole_writer(store.path, store.metadata):
                 write_durably(path, content)
     return path
 

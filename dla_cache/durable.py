@@ -22,7 +22,7 @@ def write_durably(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=no_link) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -34,6 +34,11 @@ def write_durably(path: Path, content: bytes) -> None:
             temporary.unlink()
         raise
     sync_folder(path.parent)
+
+
+def no_link(path: str, flags: int) -> int:
+    """Opens a file for writing unless its name is a link, which could lead anywhere."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def is_temporary(path: Path) -> bool:

@@ -14,6 +14,7 @@ from dla_cache.image_ids import escape_id
 from dla_cache.ingest import quarantine_path
 from dla_cache.manifest import ManifestRow, path_of, read_manifest
 from dla_cache.store import LatentStore
+from dla_cache.store.metadata import how_to_go_on
 from dla_cache.store.rows import StoredImage
 from dla_cache.tars import read_range
 
@@ -114,7 +115,7 @@ def _series_findings(store: LatentStore, image: StoredImage) -> Iterator[Finding
     shard = image.row // store.shard_size
     for series in store.series:
         if shard not in store.committed(series):
-            what = f"shard {shard} is not committed: run `dla cache build` with the same spec again"
+            what = f"shard {shard} is not committed: {how_to_go_on(store.path)}"
             yield Finding(series, "missing", what)
             continue
         row = np.array([image.row])

@@ -216,6 +216,7 @@ def remove_store(path: Path, *, dry_run: bool = False) -> Removed:
     """
     if path.is_symlink():
         raise StoreError(f"`{path}` is a link", hint="name the folder itself")
+    path = path.resolve()  # `.` has no name by which it could be removed
     layout = find_layout(path)
     if layout is None or not _says_it_is_ours(path, layout):
         raise StoreError(f"`{path}` is no store", hint="nothing is removed; `dla cache ls FOLDER` lists stores")

@@ -266,7 +266,7 @@ def import_latents(
         seconds=time.monotonic() - started,
         content_hash=store.content_hash() if is_complete else None,
     )
-    with unchanged_rows(store_path, store.metadata):  # else report and card speak of what is no longer there
+    with unchanged_rows(store_path, store.metadata):  # else the report speaks of what is no longer there
         return report
 
 

@@ -7,6 +7,7 @@ everything that decides the stored numbers, and nothing else (no path, device, t
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -53,6 +54,13 @@ class StrictModel(BaseModel):
         return value
 
 
+LARGEST_SHARD = 1_000_000
+"""Images."""
+
+LARGEST_LATENT = 2**28
+"""Numbers in one latent: far above what any generator makes, and what a forged store may not ask memory for."""
+
+
 class LatentFormat(StrictModel):
     """How one sample of a modality looks in the store."""
 
@@ -76,6 +84,8 @@ class LatentFormat(StrictModel):
             raise ValueError("`vocabulary` belongs to codes and only to codes")
         if (self.kind == "codes") == self.dtype.startswith("float"):
             raise ValueError(f"`{self.kind}` cannot be stored as `{self.dtype}`")
+        if math.prod(self.shape) > LARGEST_LATENT:
+            raise ValueError(f"a latent of shape {list(self.shape)} has more than {LARGEST_LATENT:,} numbers")
         return self
 
     @property
@@ -102,7 +112,7 @@ class CacheSpec(StrictModel):
     """What `dla cache build` computes and how it is laid out."""
 
     latents: Annotated[tuple[LatentSpec, ...], Field(min_length=1)]
-    shard_size: Annotated[int, Field(gt=0, le=1_000_000)] = 512
+    shard_size: Annotated[int, Field(gt=0, le=LARGEST_SHARD)] = 512
     """Images per shard: the unit of work and of commit."""
     splits: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
     """Splits of the manifest to build; all when absent."""

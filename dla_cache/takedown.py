@@ -1,8 +1,9 @@
 """Images taken out of stores by their IDs, so that no byte of theirs or of their latents is left.
 
-Row first: from the moment its tombstone is written no reader is given the image. Then each shard that holds it is
-written anew without it. Every step leaves either what was or what will be, and a file in the store says that the
-removal is not through, so that the same call finishes whatever a killed one began.
+Rows first, in all stores: from the moment its tombstone is written no reader is given the image. Then each shard that
+holds it is written anew without it; a damaged one keeps no other from it. Every step leaves either what was or what
+will be, and a file in the store says that the removal is not through, so that the same call finishes whatever a killed
+one began.
 
 What stays is the ID in the row table, with its split: it keeps the rows in place, and tells what is gone. Builds and
 imports go on with the store and leave the image out; one that runs meanwhile waits, and is refused its next commit,
@@ -29,7 +30,7 @@ from dla_cache.store.layout import open_shard
 from dla_cache.store.metadata import read_metadata, sole_writer
 from dla_cache.store.parts import CARD, STAGING, UNFINISHED
 from dla_cache.store.rows import RowTable
-from dla_cache.verify import shard_problems, verify_store
+from dla_cache.verify import VerifyReport, shard_problems, verify_store
 
 RECORD = "record.json"
 
@@ -65,7 +66,7 @@ def take_down(
 ) -> list[TakedownReport]:
     """Removes images from stores, finishes removals that were begun, and reads every byte of the stores afterwards.
 
-    A process that has a store open may still hold what it read.
+    A process that has a store open may still hold what it read; it is refused the next shard it wants.
 
     Args:
         image_ids: each must be in at least one of the stores, also as one that was removed before.
@@ -73,79 +74,151 @@ def take_down(
 
     Raises:
         MissingLatentError: if no store knows an ID; then nothing is removed anywhere.
-        CorruptShardError: if a shard that must be rewritten is damaged, or a store does not verify afterwards.
+        CorruptShardError: if shards that must be rewritten are damaged, or a store does not verify afterwards; all
+            others are rewritten by then.
         StoreError: if a store cannot be read or written.
         In every case images that have their tombstone stay hidden, and the same call goes on from there.
     """
     tables = {path: _read_rows(path) for path in paths}
     asked = set(image_ids)
     unknown = sorted(asked.difference(*(table.rows.image_ids for table in tables.values())))
+    for place in unknown:
+        meant = [image.image_id for table in tables.values() for image in table.rows if image.uri == place]
+        if meant:
+            raise is_path(place, meant)
     if unknown:
         raise MissingLatentError(
             f"{len(unknown)} images are in none of the {len(paths)} stores: {name_some(unknown)}",
             hint="nothing is removed; check the IDs, `dla cache inspect STORE --image-id ID` finds one",
         )
     doomed_bytes = {sha256 for table in tables.values() for sha256 in table.sha256_of(asked)}
+    planned = {path: _plan_for(path, table, asked, doomed_bytes) for path, table in tables.items()}
+    if dry_run:
+        return [_with_shards_counted(path, plan) for path, plan in planned.items()]
+    for path, plan in planned.items():
+        with sole_writer(path):
+            if _has_work(path, plan):
+                _bury(path, plan.removed)
+    damaged: list[str] = []
+    problems: list[str] = []
     reports = []
-    for path, table in tables.items():
-        gone, wanted = table.rows.removed_ids, asked.intersection(table.rows.image_ids)
-        planned = TakedownReport(
-            store=str(path),
-            removed=tuple(sorted(wanted - gone)),
-            already=tuple(sorted(wanted & gone)),
-            same_bytes=tuple(
-                image.image_id for image in table.rows if image.sha256 in doomed_bytes and image.image_id not in asked
-            ),
-            shards_rewritten=0,
-            bytes_read=0,
-            content_hash=None,
-        )
-        if dry_run:
-            store = open_store(path)
-            rows = frozenset(image.row for image in store.rows if image.image_id in planned.removed)
-            reports.append(replace(planned, shards_rewritten=len(_units(store, rows))))
-        else:
-            with sole_writer(path):
-                reports.append(_take_down_of(path, planned, on_progress))
+    for path, plan in planned.items():
+        with sole_writer(path):
+            rewritten, lost = _rewrite_all(path, on_progress) if _has_work(path, plan) else (0, [])
+            damaged += lost
+            if not lost:  # else it is known not to verify
+                checked = verify_store(open_store(path))
+                problems += _close(path, checked)
+                reports.append(
+                    replace(
+                        plan,
+                        shards_rewritten=rewritten,
+                        bytes_read=checked.bytes_checked,
+                        content_hash=checked.content_hash,
+                    )
+                )
+    _refuse_faults(damaged, problems)
     return reports
 
 
-def _take_down_of(
-    path: Path, planned: TakedownReport, on_progress: Callable[[int, int, str], None] | None
-) -> TakedownReport:
-    """Removes what is planned from a store, whose `sole_writer` this is."""
-    rewritten = 0
-    if planned.removed or planned.already or (path / UNFINISHED).is_file():
-        _bury(path, planned.removed)
-        store = open_store(path)
-        units = _units(store, frozenset(image.row for image in store.rows if image.removed))
-        prune_store(store)
-        for done, unit in enumerate(units, start=1):
+def ids_of_file(paths: Sequence[Path], content: bytes) -> list[str]:
+    """The IDs under which stores know an image of these bytes."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    return sorted({image.image_id for path in paths for image in _read_rows(path).rows if image.sha256 == sha256})
+
+
+def is_path(place: str, image_ids: Sequence[str]) -> MissingLatentError:
+    """For an image's path where its ID is wanted."""
+    named = name_some(sorted(set(image_ids)))
+    return MissingLatentError(
+        f"`{place}` is an image's path; its ID is {named}",
+        hint="give the ID; nothing is removed",
+    )
+
+
+def _plan_for(path: Path, table: "_Rows", asked: Collection[str], doomed_bytes: Collection[str]) -> TakedownReport:
+    gone, wanted = table.rows.removed_ids, frozenset(asked).intersection(table.rows.image_ids)
+    return TakedownReport(
+        store=str(path),
+        removed=tuple(sorted(wanted - gone)),
+        already=tuple(sorted(wanted & gone)),
+        same_bytes=tuple(
+            image.image_id for image in table.rows if image.sha256 in doomed_bytes and image.image_id not in asked
+        ),
+        shards_rewritten=0,
+        bytes_read=0,
+        content_hash=None,
+    )
+
+
+def _with_shards_counted(path: Path, plan: TakedownReport) -> TakedownReport:
+    store = open_store(path)
+    rows = frozenset(image.row for image in store.rows if image.image_id in plan.removed)
+    return replace(plan, shards_rewritten=len(_units(store, rows)))
+
+
+def _has_work(path: Path, plan: TakedownReport) -> bool:
+    return bool(plan.removed or plan.already) or (path / UNFINISHED).is_file()
+
+
+def _rewrite_all(path: Path, on_progress: Callable[[int, int, str], None] | None) -> tuple[int, list[str]]:
+    """Rewrites what can be of a store whose `sole_writer` this is: how many shards it were, and which are damaged."""
+    store = open_store(path)
+    units = _units(store, frozenset(image.row for image in store.rows if image.removed))
+    prune_store(store)
+    rewritten, damaged = 0, []
+    for done, unit in enumerate(units, start=1):
+        try:
             rewritten += _rewrite(store, unit)
-            if on_progress is not None:
-                on_progress(done, len(units), str(path))
+        except CorruptShardError as error:
+            damaged.append(error.message)
+        if on_progress is not None:
+            on_progress(done, len(units), str(path))
+    if not damaged:
         for series in store.series:
             store.consolidate(series)
         if (path / STAGING).is_dir():
             shutil.rmtree(path / STAGING)
         if is_card(path / CARD) or not (path / CARD).exists():
             write_durably(path / CARD, card_text(store).encode())
+    return rewritten, damaged
+
+
+def _close(path: Path, report: VerifyReport) -> list[str]:
+    """Notes that the removal is through, unless there are problems: these."""
     store = open_store(path)
-    report = verify_store(store)
     # Shards that were never computed are no trace of anybody.
     expected = {f"{series}, shard {shard}" for series in store.series for shard in store.missing(series)}
-    problems = [problem for problem in report.problems if problem.where not in {UNFINISHED, *expected}]
+    problems = [
+        f"{problem.where} of `{path}`: {problem.what}"
+        for problem in report.problems
+        if problem.where not in {UNFINISHED, *expected}
+    ]
+    if not problems:
+        (path / UNFINISHED).unlink(missing_ok=True)
+        sync_folder(path)
+    return problems
+
+
+def _refuse_faults(damaged: Sequence[str], problems: Sequence[str]) -> None:
+    """Passes if there are none.
+
+    Raises:
+        CorruptShardError: naming every damaged shard, and the first problems of stores that do not verify.
+    """
+    if damaged:
+        and_problems = f"; and {len(problems)} problems elsewhere: {problems[0]}" if problems else ""
+        raise CorruptShardError(
+            f"{len(damaged)} shards are damaged, so they cannot be written anew: {'; '.join(damaged)}{and_problems}",
+            hint="restore them from a copy, or make them again with `dla cache build --repair`, and run this again:"
+            " until then these may hold bytes of the images, which are hidden in all stores given",
+        )
     if problems:
         raise CorruptShardError(
-            f"{len(problems)} problems in `{path}` after the removal: {problems[0].where}: {problems[0].what}",
-            hint=f"`dla cache verify {path}` lists all; restore what is damaged from a copy, or make it again with"
-            " `dla cache build --repair`, then run this again",
+            f"{len(problems)} problems after the removal: {problems[0]}",
+            hint="`dla cache verify` with that store lists all; restore what is damaged from a copy, or make it again"
+            " with `dla cache build --repair`, then run this again",
         )
-    (path / UNFINISHED).unlink(missing_ok=True)
-    sync_folder(path)
-    return replace(
-        planned, shards_rewritten=rewritten, bytes_read=report.bytes_checked, content_hash=report.content_hash
-    )
 
 
 def _bury(path: Path, removed: Sequence[str]) -> None:
@@ -280,11 +353,7 @@ def _payloads(store: LatentStore, series: str, shard: Shard, record: CommitRecor
 
 
 def _damaged(store: LatentStore, series: str, shard: Shard, path: Path, fault: str) -> CorruptShardError:
-    return CorruptShardError(
-        f"{series}, shard {shard.index} of `{store.path}` is damaged, so it cannot be written anew: {fault}",
-        hint=f"restore `{path.name}` from a copy, or make it again with `dla cache build --repair`, and run this again:"
-        " until then the images are hidden, and their bytes are still there",
-    )
+    return CorruptShardError(f"{series}, shard {shard.index} of `{store.path}`: {fault} (`{path.name}`)")
 
 
 def _sha256_of(files: Sequence[Path]) -> str:

@@ -13,7 +13,11 @@ from dla_cache.store import LatentStore
 from dla_cache.store.commits import CommitRecord
 from dla_cache.store.content import content_sum
 from dla_cache.store.layout import IMAGES, commits_folder, open_shard
-from dla_cache.store.parts import CARD, UNFINISHED
+from dla_cache.store.metadata import how_to_go_on
+from dla_cache.store.parts import CARD, CARD_TITLE, UNFINISHED
+
+MOVE_AWAY = "move it away"
+"""What cures a file that no command of ours writes, reads or removes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ def verify_store(
                 bytes_checked += committed[shard.index].size_bytes
                 if on_progress is not None:
                     on_progress(shards_checked, shards_committed)
-    problems += _surplus_problems(store)
+    problems += [*_surplus_problems(store), *_card_problems(store)]
     is_complete = not any(store.missing(modality) for modality in store.modalities)
     return VerifyReport(
         problems=tuple(problems),
@@ -105,7 +109,11 @@ def _manifest_problems(store: LatentStore, manifest: Manifest) -> Iterator[Probl
 
 
 def _metadata_problems(store: LatentStore) -> Iterator[Problem]:
-    rows_sha256 = hashlib.sha256((store.path / "rows.parquet").read_bytes()).hexdigest()
+    try:
+        rows_sha256 = hashlib.sha256((store.path / "rows.parquet").read_bytes()).hexdigest()
+    except OSError as error:
+        yield Problem("rows.parquet", f"it cannot be read: {error.strerror}")
+        return
     for name, expected in store.metadata.files(rows_sha256).items():
         try:
             is_as_expected = json.loads((store.path / name).read_bytes()) == json.loads(expected)
@@ -117,7 +125,7 @@ def _metadata_problems(store: LatentStore) -> Iterator[Problem]:
 
 def _plan_problems(store: LatentStore, series: str, committed: Mapping[int, CommitRecord]) -> Iterator[Problem]:
     for shard in store.missing(series):
-        yield Problem(f"{series}, shard {shard}", "not committed: run `dla cache build` again")
+        yield Problem(f"{series}, shard {shard}", f"not committed: {how_to_go_on(store.path)}")
     for shard in sorted(committed.keys() - range(len(store.shards))):
         yield Problem(f"{series}, shard {shard}", "it is committed, and not planned")
 
@@ -176,8 +184,21 @@ def _surplus_problems(store: LatentStore) -> Iterator[Problem]:
         for shard in store.committed(series):
             known.update(store.shard_files(series, shard))
     logs = {commits_folder(store.path, series) for series in store.series}
+    # A build writes over these, and `prune` removes them.
+    planned = {
+        path for series in store.series for shard in store.shards for path in store.shard_files(series, shard.index)
+    }
     for path in sorted(store.path.rglob("*")):
         # What a killed process left under a hidden temporary name is overwritten or never looked at.
         is_leftover = is_temporary(path) or path == store.path / UNFINISHED
         if path.is_file() and path not in known and path.parent not in logs and not is_leftover:
-            yield Problem(path.relative_to(store.path).as_posix(), "it belongs to nothing that is committed")
+            what = "it belongs to nothing that is committed"
+            yield Problem(path.relative_to(store.path).as_posix(), what if path in planned else f"{what}: {MOVE_AWAY}")
+
+
+def _card_problems(store: LatentStore) -> Iterator[Problem]:
+    path = store.path / CARD
+    card = path.read_bytes() if path.is_file() else b""
+    n_images = len(store.rows.kept_ids)
+    if card.startswith(CARD_TITLE.encode()) and not card.startswith(f"{CARD_TITLE}{n_images} images".encode()):
+        yield Problem(CARD, f"it does not tell of {n_images} images: run what made the store again, or {MOVE_AWAY}")

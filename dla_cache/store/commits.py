@@ -16,7 +16,7 @@ from typing import IO, Annotated
 import pyarrow as pa
 from pydantic import Field
 
-from dla_cache.durable import locked_folder, sync_folder, write_durably
+from dla_cache.durable import locked_folder, no_link, sync_folder, write_durably
 from dla_cache.errors import StoreError
 from dla_cache.parquet import from_parquet, to_parquet
 from dla_cache.spec import StrictModel, canonical_json
@@ -162,6 +162,8 @@ class CommitLog:
         path = self.folder / name
         try:
             content = path.read_bytes()
+            if path.stem.rpartition("-")[2] != _digest(content):
+                raise ValueError("it is not the file that was written")
             texts = [content.decode()] if name.endswith(".json") else from_parquet(content)["record"].to_pylist()
             records = [CommitRecord.model_validate_json(text) for text in texts]
         except FileNotFoundError:
@@ -190,7 +192,7 @@ def _locked_file(path: Path) -> Iterator[IO[bytes]]:
     excludes nobody: then it starts again.
     """
     while True:
-        with path.open("ab") as file:
+        with open(path, "ab", opener=no_link) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             try:
                 is_current = os.path.samestat(path.stat(), os.fstat(file.fileno()))

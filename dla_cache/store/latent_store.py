@@ -5,7 +5,6 @@ records only, never the files: rows that were not computed would read as zeros f
 """
 
 import hashlib
-import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -30,7 +29,8 @@ from dla_cache.store.layout import (
     payload_bytes,
     stored_dtype,
 )
-from dla_cache.store.metadata import hash_of_images, read_metadata, unchanged_rows
+from dla_cache.store.metadata import hash_of_images, how_to_go_on, read_metadata, unchanged_rows
+from dla_cache.store.reading import RowsWatch, map_file
 from dla_cache.store.statistics import LatentStatistics, SplitStatistics, measure, merge_statistics
 
 MAX_OPEN_SHARDS = 512
@@ -50,6 +50,7 @@ class LatentStore:
         self._removed = frozenset(image.row for image in self.rows if image.removed)
         self._layouts = self.metadata.series
         self._logs = {series: CommitLog(commits_folder(path, series)) for series in self._layouts}
+        self._rows_watch = RowsWatch(path, self.metadata)
         self._open = lru_cache(MAX_OPEN_SHARDS)(self._open_shard)
 
     def __reduce__(self) -> tuple[type["LatentStore"], tuple[Path]]:
@@ -134,7 +135,7 @@ class LatentStore:
                 raise IncompleteBuildError(
                     f"`{self.path}` lacks {len(missing)} of {len(self.shards)} shards of `{name}`:"
                     f" {name_some([str(shard) for shard in missing])}",
-                    hint="run `dla cache build` with the same spec again",
+                    hint=how_to_go_on(self.path),
                 )
 
     def rows_of(self, splits: Sequence[str] | None = None) -> NDArray[np.int64]:
@@ -170,7 +171,7 @@ class LatentStore:
                 store since it was opened.
         """
         latent = self.recipe(modality).format
-        samples = np.ascontiguousarray(checked_latents(latents, latent, self._kept_ids(shard)))
+        samples = np.ascontiguousarray(checked_latents(latents, latent, self.rows.kept_ids_of(shard)))
         payloads = samples.view(np.uint8).reshape(len(samples), payload_bytes(latent))
         return self._commit(modality, shard, payloads, seconds=seconds, device=device)
 
@@ -208,7 +209,7 @@ class LatentStore:
             n_rows=len(shard),
             size_bytes=sum(len(content) for content in contents),
             file_sha256=digest.hexdigest(),
-            content_sum=f"{content_sum(self._kept_ids(shard), payloads):064x}",
+            content_sum=f"{content_sum(self.rows.kept_ids_of(shard), payloads):064x}",
             recipe_hash=self.recipe_hash(series),
             statistics=self.measure_shard(series, shard, payloads),
             seconds=seconds,
@@ -322,22 +323,25 @@ class LatentStore:
     def _open_shard(self, series: str, shard: int) -> OpenShard:
         record = self._logs[series].find(shard)
         planned = self.shards[shard]
-        if record is None:
-            raise self._not_committed(series, shard)
         try:
+            if record is None:
+                raise self._not_committed(series, shard)
             if record.n_rows != len(planned):
                 raise ValueError(f"its record is of {record.n_rows} images, {len(planned)} are planned")
-            contents = [_mapped(path) for path in self.shard_files(series, shard)]
+            contents = [map_file(path) for path in self.shard_files(series, shard)]
             return open_shard(self.layout_of(series), contents, record.n_rows, record.size_bytes)
+        except MissingLatentError:
+            raise
         except (OSError, ValueError) as error:
+            if self.committed(series).get(shard) != record:  # rewritten since its record was read
+                return self._open_shard(series, shard)
             raise self._damaged(series, shard, str(error), range(planned.start, planned.stop)) from error
+        finally:
+            self._rows_watch.require_same()  # only now: see there
 
     def _samples(self, modality: str, payloads: NDArray[np.uint8]) -> NDArray[np.generic]:
         latent = self.recipe(modality).format
         return np.ascontiguousarray(payloads).view(stored_dtype(latent)).reshape(len(payloads), *latent.shape)
-
-    def _kept_ids(self, shard: Shard) -> tuple[str, ...]:
-        return tuple(image.image_id for image in self.rows[shard.start : shard.stop] if not image.removed)
 
     def statistics(self, modality: str, splits: Sequence[str]) -> LatentStatistics:
         """Per-channel statistics over all images of some splits, from the commit records.
@@ -352,6 +356,7 @@ class LatentStore:
         for shard in shards:
             if shard not in committed:
                 raise self._not_committed(modality, shard)
+        self._rows_watch.require_same()
         parts = [committed[shard].statistics for shard in shards]
         return merge_statistics([part[split] for part in parts for split in sorted(part.keys() & set(splits))])
 
@@ -367,20 +372,19 @@ class LatentStore:
         """
         chosen = self.modalities if modalities is None else modalities
         self.require_complete(chosen)
-        return content_hash(
-            self.rows.kept_ids,
-            [
-                (self.recipe(modality), [int(record.content_sum, 16) for record in self.committed(modality).values()])
-                for modality in chosen
-            ],
-        )
+        sums = []
+        for modality in chosen:
+            committed = self.committed(modality)
+            sums.append([int(committed[shard.index].content_sum, 16) for shard in self.shards])
+        self._rows_watch.require_same()
+        return content_hash(self.rows.kept_ids, list(zip(map(self.recipe, chosen), sums, strict=True)))
 
     def _not_committed(self, series: str, shard: int) -> MissingLatentError:
         planned = self.shards[shard]
         return MissingLatentError(
             f"shard {shard} of `{series}` in `{self.path}` is not committed:"
             f" {len(planned)} images from `{self.rows.image_ids[planned.start]}` on are not there",
-            hint="run `dla cache build` with the same spec again",
+            hint=how_to_go_on(self.path),
         )
 
     def _damaged(self, series: str, shard: int, problem: str, rows: Sequence[int]) -> CorruptShardError:
@@ -390,9 +394,3 @@ class LatentStore:
             hint=f"`dla cache verify {self.path}` lists all damage; restore the file from a copy,"
             " or run its `dla cache build` with `--repair`",
         )
-
-
-def _mapped(path: Path) -> Any:
-    """A read-only map of a file, which the kernel refuses to make of nothing."""
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""

@@ -140,7 +140,15 @@ def sealed(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_bytes())
+    """What a file of metadata says.
+
+    Raises:
+        ValueError: naming the file, if it is no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"`{path.name}` is no JSON: {error}") from error
 
 
 def not_as_written(store: Path, what: str) -> StoreError:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from dla_cache.durable import is_temporary, locked_folder, make_folder, write_durably, writing_to
 from dla_cache.errors import RecipeMismatchError, StoreError, name_some
-from dla_cache.spec import Modality, Recipe, canonical_json
+from dla_cache.spec import LARGEST_SHARD, Modality, Recipe, canonical_json
 from dla_cache.store.layout import (
     FORMAT,
     IMAGES,
@@ -124,6 +124,9 @@ def read_metadata(path: Path, *, rows_sha256: str | None = None) -> StoreMetadat
         if found_sha256 != (rows_sha256 or attributes["rows_sha256"]):
             refuse_unfinished_removal(path)
             raise not_as_written(path, "row table `rows.parquet`")
+        shard_size = attributes["shard_size"]
+        if type(shard_size) is not int or not 0 < shard_size <= LARGEST_SHARD:
+            raise ValueError(f"`shard_size` is `{shard_size}`, where 1 to {LARGEST_SHARD:,} is possible")
         for modality in attributes["recipes"]:
             Modality(modality)  # it becomes a part of paths
         recipes = layout.read_recipes(path, attributes)
@@ -135,7 +138,7 @@ def read_metadata(path: Path, *, rows_sha256: str | None = None) -> StoreMetadat
             layout=layout,
             rows=RowTable.from_parquet(rows),
             class_names=tuple(attributes["class_names"]),
-            shard_size=attributes["shard_size"],
+            shard_size=shard_size,
             recipes=dict(sorted(recipes.items())),
             images=attributes.get("images", NO_IMAGES),
             rows_sha256=found_sha256,
@@ -162,16 +165,28 @@ def refuse_unfinished_removal(path: Path) -> None:
         )
 
 
+def how_to_go_on(path: Path) -> str:
+    """The hint where a shard is not committed: never built, or taken back by a removal that goes on or was killed."""
+    if (path / UNFINISHED).is_file():
+        return "images are being removed: `dla cache takedown` again finishes it"
+    return "run `dla cache build` with the same spec again"
+
+
 @contextmanager
-def sole_writer(path: Path) -> Iterator[None]:
+def sole_writer(path: Path, opened: StoreMetadata | None = None) -> Iterator[None]:
     """Keeps everybody else from writing to a store, once those that do are through: see `unchanged_rows`.
 
+    Args:
+        opened: passes only if no images were removed since, as `unchanged_rows` does.
+
     Raises:
-        StoreError: if the block is refused by the disk.
+        StoreError: if they were, or the block is refused by the disk.
     """
     with writing_to(path):
         make_folder(path / "commits")
         with locked_folder(path), locked_folder(path / "commits"):
+            if opened is not None:
+                _refuse_changed_rows(path, opened)
             yield
 
 
@@ -190,14 +205,18 @@ def unchanged_rows(path: Path, opened: StoreMetadata) -> Iterator[None]:
             descriptor = os.open(path / "commits", os.O_RDONLY)
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         try:
-            if _present_rows_sha256(path, opened.layout) != opened.rows_sha256:
-                raise StoreError(
-                    f"images were removed from `{path}` while this worked on it; what it had committed before stays",
-                    hint="run the same command again: it goes on without them",
-                )
+            _refuse_changed_rows(path, opened)
             yield
         finally:
             os.close(descriptor)
+
+
+def _refuse_changed_rows(path: Path, opened: StoreMetadata) -> None:
+    if _present_rows_sha256(path, opened.layout) != opened.rows_sha256:
+        raise StoreError(
+            f"images were removed from `{path}` while this worked on it; what it had committed before stays",
+            hint="run the same command again: it goes on without them",
+        )
 
 
 def _present_rows_sha256(path: Path, layout: Layout) -> str:

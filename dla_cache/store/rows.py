@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dla_cache.errors import MissingLatentError, StoreError, name_some
 from dla_cache.manifest import Label, Manifest
 from dla_cache.parquet import from_parquet, to_parquet
+from dla_cache.shards import Shard
 
 
 def schema_of(*, is_multi_label: bool) -> pa.Schema:
@@ -97,6 +98,10 @@ class RowTable:
     def _row_of(self) -> dict[str, int]:
         return {image.image_id: image.row for image in self.images if not image.removed}
 
+    def kept_ids_of(self, shard: Shard) -> tuple[str, ...]:
+        """Those of a shard."""
+        return tuple(image.image_id for image in self.images[shard.start : shard.stop] if not image.removed)
+
     def without(self, image_ids: Collection[str]) -> "RowTable":
         """The same rows, those of these images as of removed ones."""
         doomed = frozenset(image_ids)
@@ -117,7 +122,9 @@ class RowTable:
         except KeyError:
             if image_id in self.image_ids:
                 raise MissingLatentError(
-                    f"image `{image_id}` was removed from the store", hint="nothing of it is left but its ID"
+                    f"image `{image_id}` was removed from the store",
+                    hint="only its ID is kept; a `takedown.json` in the store says that images are being removed:"
+                    " `dla cache takedown` again finishes it",
                 ) from None
             raise MissingLatentError(
                 f"the store has no image `{image_id}`",

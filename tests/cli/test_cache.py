@@ -122,6 +122,30 @@ def test_what_verify_finds_damaged_a_build_repairs(run: Callable[..., Result]) -
     assert run("verify", "s").exit_code == 0
 
 
+def test_a_repair_amid_a_takedown_says_which_shards_are_without_their_removed_images(
+    run: Callable[..., Result],
+) -> None:
+    run(*BUILD)
+    for shard in (0, 1):
+        path = Path(f"s/latents/depth/c.{shard}.0")
+        path.write_bytes(b"\xff" + path.read_bytes()[1:])
+    removed = open_store(Path("s")).rows.image_ids[0]
+    assert isinstance(run("takedown", "s", "--ids", removed).exception, CorruptShardError)
+    repaired = run(*BUILD, "--repair")
+    assert repaired.exit_code == 0, repaired.output
+    assert "made again    2 shards, 1 with the content they had, 1 without removed images" in repaired.stdout
+
+
+def test_verify_says_to_move_away_what_no_build_touches(run: Callable[..., Result]) -> None:
+    run(*BUILD)
+    Path("s/notes.txt").write_text("mine")
+    assert run("verify", "s").exception.hint == "move away what no store has written: `notes.txt`"
+    Path("s/latents/depth/c.1.0").unlink()
+    hint = run("verify", "s").exception.hint
+    assert "`--repair`" in hint
+    assert "move away what no store has written: `notes.txt`" in hint
+
+
 def test_a_lost_shard_is_noticed_by_the_next_build(run: Callable[..., Result]) -> None:
     run(*BUILD)
     Path("s/latents/depth/c.1.0").unlink()

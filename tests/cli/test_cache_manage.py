@@ -1,7 +1,9 @@
 """`dla cache takedown|ls|du|prune|rm`: what they print, and how they end."""
 
+import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,24 @@ def test_a_takedown_tells_json(run: Callable[..., Result]) -> None:
     assert (told["removed"], told["shards_rewritten"], told["same_bytes"]) == (["image-4"], 1, [])
     (told,) = json.loads(run("takedown", "caches/s", "--ids", "image-1", "--dry-run", "--json").stdout)["stores"]
     assert told["same_bytes"] == ["image-0"]
+
+
+def test_an_images_path_is_no_id_and_the_id_is_told(run: Callable[..., Result]) -> None:
+    content = b"\x89PNG\xff"
+    rows = list(open_store(Path("caches/s")).rows)
+    rows[3] = replace(rows[3], sha256=hashlib.sha256(content).hexdigest())
+    recipe = open_store(Path("caches/s")).recipe("depth")
+    create_store(Path("t"), RowTable(rows), [], 2, {"depth": recipe})
+    Path("elsewhere").mkdir()
+    Path("elsewhere/3.png").write_bytes(content)
+    for place in ("3.png", "elsewhere/3.png"):
+        fault = run("takedown", "caches/s", "t", "--ids", place, "--ids", "image-0").exception
+        assert isinstance(fault, MissingLatentError)
+        assert fault.message == f"`{place}` is an image's path; its ID is `image-3`"
+    Path("elsewhere/3.png").write_bytes(b"\xff\xfe")
+    fault = run("takedown", "t", "--ids", "elsewhere/3.png").exception
+    assert "`elsewhere/3.png` cannot be read" in fault.message
+    assert len(open_store(Path("t")).rows.kept_ids) == 5
 
 
 def test_an_unknown_id_is_an_error(run: Callable[..., Result]) -> None:

@@ -14,12 +14,14 @@ import pytest
 import dla_cache.sources
 from dla_cache.build import build_cache
 from dla_cache.card import LICENCE_UNKNOWN, card_text, write_card
+from dla_cache.errors import StoreError
 from dla_cache.imports import import_latents
 from dla_cache.manifest import Manifest
 from dla_cache.sources import SourceEntry
 from dla_cache.spec import CacheSpec, Modality, parse_spec
-from dla_cache.store import create_store, open_store
+from dla_cache.store import LatentStore, create_store, open_store
 from dla_cache.store.rows import RowTable
+from dla_cache.takedown import take_down
 from dla_cache.verify import verify_store
 
 
@@ -120,6 +122,35 @@ def test_a_card_that_says_the_same_is_not_written_again(store, monkeypatch: pyte
 
     monkeypatch.setattr("dla_cache.card.write_durably", refuse)
     write_card(store)
+
+
+def test_no_card_of_before_a_removal_is_written_after_it(tmp_path: Path, made: SimpleNamespace) -> None:
+    recipe = made.recipe()
+    before = made.store(tmp_path / "s", recipe, made.latents(recipe, 7), 3)
+    write_card(before)
+    take_down([before.path], ["image-4"])
+    card = (before.path / "README.md").read_bytes()
+    with pytest.raises(StoreError, match="images were removed"):
+        write_card(before)
+    assert (before.path / "README.md").read_bytes() == card
+
+
+def test_nor_is_it_where_the_removal_came_after_the_card_was_made_up(
+    tmp_path: Path, made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = made.recipe()
+    before = made.store(tmp_path / "s", recipe, made.latents(recipe, 7), 3)
+
+    def text_then_removal(store: LatentStore) -> str:
+        text = card_text(store)
+        take_down([store.path], ["image-4"])
+        return text
+
+    monkeypatch.setattr("dla_cache.card.card_text", text_then_removal)
+    with pytest.raises(StoreError, match="images were removed"):
+        write_card(before)
+    assert verify_store(open_store(before.path)).problems == ()
+    assert "of 6 images" in (before.path / "README.md").read_text()
 
 
 def test_a_store_that_misses_shards_says_so(tmp_path: Path, made: SimpleNamespace) -> None:

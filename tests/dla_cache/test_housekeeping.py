@@ -113,6 +113,12 @@ def test_a_store_is_removed_whole(store: LatentStore) -> None:
     assert not store.path.exists()
 
 
+def test_a_store_is_removed_from_within_its_folder(store: LatentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(store.path)
+    assert "rows.parquet" in remove_store(Path()).files
+    assert not store.path.exists()
+
+
 def test_a_folder_that_is_no_store_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.jpg").write_bytes(b"x")

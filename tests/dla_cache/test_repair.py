@@ -1,6 +1,7 @@
 """Repair: what is damaged is noticed and made again, what is intact stays, whenever the process dies."""
 
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,7 +101,9 @@ def test_a_record_that_is_not_of_its_shard_is_noticed_and_made_again(tmp_path: P
     path.unlink()
     for record in records.values():
         changes = {"recipe_hash": "1" * 64} if record.shard == 3 else {}
-        (path.parent / f"{record.shard}-made.json").write_text(record.model_copy(update=changes).model_dump_json())
+        text = record.model_copy(update=changes).model_dump_json()
+        name = hashlib.sha256(text.encode()).hexdigest()[:16]
+        (path.parent / f"{record.shard}-{name}.json").write_text(text)
     with pytest.raises(CorruptShardError, match="`3`"):
         build()
     report = build(repair=True)

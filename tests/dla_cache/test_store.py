@@ -204,7 +204,8 @@ def test_of_different_specs_that_create_a_store_at_the_same_time_one_wins(
     store = open_store(tmp_path / "s")
     assert winners == [store.shard_size]
     assert verify_store(store).problems == tuple(
-        Problem(f"depth, shard {shard.index}", "not committed: run `dla cache build` again") for shard in store.shards
+        Problem(f"depth, shard {shard.index}", "not committed: run `dla cache build` with the same spec again")
+        for shard in store.shards
     )
 
 

@@ -1,5 +1,6 @@
 """Damage: one flipped byte anywhere is noticed, by reading and by verifying, and named."""
 
+import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -116,7 +117,8 @@ def test_a_shard_of_fewer_images_with_a_record_of_its_own_is_one_error(
     for old, new in zip(store.shard_files("depth", 1), few.shard_files("depth", 1), strict=True):
         old.write_bytes(new.read_bytes())
     records = [next((path / "commits" / "depth").glob("1-*.json")) for path in (store.path, few.path)]
-    records[0].write_bytes(records[1].read_bytes())
+    records[0].with_name(records[1].name).write_bytes(records[1].read_bytes())
+    records[0].unlink()
     with pytest.raises(CorruptShardError, match="its record is of 1 images, 3 are planned"):
         open_store(store.path).read("depth", np.array([5]))
 
@@ -135,7 +137,10 @@ def test_a_changed_record_is_noticed_by_verify(store: LatentStore) -> None:
     record = next((store.path / "commits" / "depth").glob("1-*.json"))
     text = record.read_text()
     mean = store.committed("depth")[1].statistics["train"].mean[0]
-    record.write_text(text.replace(str(mean), str(mean + 1)))
+    changed = text.replace(str(mean), str(mean + 1))
+    record.unlink()
+    name = hashlib.sha256(changed.encode()).hexdigest()[:16]
+    record.with_name(f"1-{name}.json").write_text(changed)
     assert problems(store) == "depth, shard 1: its statistics are not those of its samples"
 
 

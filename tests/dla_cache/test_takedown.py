@@ -192,7 +192,7 @@ def test_a_damaged_shard_is_named_and_its_images_stay_hidden(tmp_path: Path, bui
     spoiled = bytearray(whole)
     spoiled[len(spoiled) // 3] ^= 1
     path.write_bytes(spoiled)
-    with pytest.raises(CorruptShardError, match=r"depth, shard 1 of .* damaged.*\nhint: restore"):
+    with pytest.raises(CorruptShardError, match=r"1 shards are damaged.* depth, shard 1 of .*\nhint: restore"):
         take_down([built], ["image-7"])
     with pytest.raises(MissingLatentError, match="were removed"):
         open_store(built).read("depth", np.array([7]))

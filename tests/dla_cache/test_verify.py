@@ -1,5 +1,6 @@
 """Verify: a whole store has no problem, and whatever is amiss is one."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +90,9 @@ def test_images_of_one_side_only_are_named(store: LatentStore, manifest: Manifes
 
 def test_what_is_not_committed_is_a_problem(tmp_path: Path, store: LatentStore, layout: str) -> None:
     empty = create_store(tmp_path / "empty", store.rows, [], 12, {"depth": store.recipe("depth")}, layout=layout)
-    assert described(empty) == [f"depth, shard {shard}: not committed: run `dla cache build` again" for shard in (0, 1)]
+    assert described(empty) == [
+        f"depth, shard {shard}: not committed: run `dla cache build` with the same spec again" for shard in (0, 1)
+    ]
     assert verify_store(empty).content_hash is None
 
 
@@ -98,7 +101,19 @@ def test_a_file_that_belongs_to_nothing_is_a_problem(store: LatentStore) -> None
     stray.write_bytes(b"")
     (store.path / "notes.txt").write_text("mine")
     names = sorted([stray.relative_to(store.path).as_posix(), "notes.txt"])
-    assert described(store) == [f"{name}: it belongs to nothing that is committed" for name in names]
+    assert described(store) == [f"{name}: it belongs to nothing that is committed: move it away" for name in names]
+
+
+def test_a_card_that_tells_of_another_number_of_images_is_a_problem(store: LatentStore) -> None:
+    card = store.path / "README.md"
+    before = card.read_bytes()
+    take_down([store.path], ["image-4"])
+    assert described(open_store(store.path)) == []
+    card.write_bytes(before)
+    (problem,) = described(open_store(store.path))
+    assert problem.startswith("README.md: it does not tell of 22 images: ")
+    card.write_text("# My own notes on 23 images\n")
+    assert described(open_store(store.path)) == []
 
 
 @pytest.mark.parametrize("layout", ["zarr"], scope="session")
@@ -125,7 +140,8 @@ def test_a_record_of_another_recipe_is_a_problem(store: LatentStore) -> None:
     for record in records.values():
         changes = {"recipe_hash": "1" * 64} if record.shard == 3 else {"n_rows": 4} if record.shard == 2 else {}
         text = record.model_copy(update=changes).model_dump_json()
-        (path.parent / f"{record.shard}-made.json").write_text(text)
+        name = hashlib.sha256(text.encode()).hexdigest()[:16]
+        (path.parent / f"{record.shard}-{name}.json").write_text(text)
     assert described(open_store(store.path)) == [
         "depth, shard 2: its record is of 4 images, 5 are planned",
         f"depth, shard 3: its record is of another recipe, `{'1' * 64}`",
