@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import trainer
+from dla_cache import durable
 from dla_cache.errors import CheckpointError, DeadLossError, StoreError, TrainingError, WorkInterrupted
 from trainer.checkpoint import load_checkpoint
 from trainer.loop import Loop, LoopConfig, learning_rate_at
@@ -169,7 +170,7 @@ def test_death_before_any_step_to_disk_loses_nothing_but_steps(tmp_path, monkeyp
             return run
 
         with monkeypatch.context() as patch:
-            for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "open")):
+            for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "open"), (durable, "no_link")):
                 patch.setattr(owner, name, mortal(getattr(owner, name)))
             try:
                 run_loop(make_loop(folder, config))
