@@ -24,7 +24,10 @@ def train(
     teacher: Annotated[Path | None, typer.Option("--teacher", help="Run folder to learn from.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Initialisation, order, views and dropout.")] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Set one field of the run; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="PATH=VALUE", help="Set one field of the run; a path in it counts from the run file."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved run and stop.")] = False,
