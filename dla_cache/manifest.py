@@ -24,15 +24,23 @@ Label = int | tuple[int, ...]
 image that has none of the classes."""
 
 
+def label_type(*, is_multi_label: bool) -> pa.DataType:
+    """What a column of labels holds: class indices, or lists of them."""
+    return pa.list_(pa.field("element", pa.int32(), nullable=False)) if is_multi_label else pa.int32()
+
+
+def label_of_cell(cell: int | list[int] | None) -> Label | None:
+    """A label as Arrow hands it out."""
+    return tuple(cell) if isinstance(cell, list) else cell
+
+
 def schema_of(*, is_multi_label: bool) -> pa.Schema:
-    """The columns; a label is one class index, or a list of them."""
+    """The columns of a manifest."""
     return pa.schema(
         [
             pa.field("image_id", pa.string(), nullable=False),
             pa.field("uri", pa.string(), nullable=False),
-            pa.field(
-                "label", pa.list_(pa.field("element", pa.int32(), nullable=False)) if is_multi_label else pa.int32()
-            ),
+            pa.field("label", label_type(is_multi_label=is_multi_label)),
             pa.field("split", pa.string(), nullable=False),
             pa.field("sha256", pa.string(), nullable=False),
             pa.field("width", pa.int32(), nullable=False),
@@ -98,8 +106,7 @@ class Manifest:
         """All rows in order."""
         for batch in self.table.to_batches():
             for row in batch.to_pylist():
-                label = row.pop("label")
-                yield ManifestRow(**row, label=tuple(label) if isinstance(label, list) else label)
+                yield ManifestRow(**row | {"label": label_of_cell(row["label"])})
 
     def select(self, splits: Sequence[str]) -> "Manifest":
         """The rows of some splits, in the same order.

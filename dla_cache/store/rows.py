@@ -11,21 +11,20 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dla_cache.errors import MissingLatentError, StoreError, name_some
-from dla_cache.manifest import Label, Manifest
+from dla_cache.manifest import Label, Manifest, label_of_cell, label_type
 from dla_cache.parquet import from_parquet, to_parquet
 from dla_cache.shards import Shard
 
 
 def schema_of(*, is_multi_label: bool) -> pa.Schema:
-    """The columns; a label is one class index, or a list of them."""
-    label = pa.list_(pa.field("element", pa.int32(), nullable=False)) if is_multi_label else pa.int32()
+    """The columns of a row table."""
     return pa.schema(
         [
             ("row", pa.int64()),
             ("image_id", pa.string()),
             ("sha256", pa.string()),
             ("split", pa.string()),
-            ("label", label),
+            ("label", label_type(is_multi_label=is_multi_label)),
             ("uri", pa.string()),
             # A removed image keeps its row and its ID, and nothing else.
             ("removed", pa.bool_()),
@@ -172,11 +171,8 @@ class RowTable:
             table = table.cast(schema_of(is_multi_label=is_multi_label))
         except (ValueError, KeyError, NotImplementedError) as error:
             raise StoreError(f"`rows.parquet` is no row table: {error}", hint="restore it from a copy") from error
-        listed = table.to_pylist()
-        for row in listed:
-            if isinstance(row["label"], list):
-                row["label"] = tuple(row["label"])
-        rows = cls([StoredImage(**row) for row in listed], is_multi_label=is_multi_label)
+        images = [StoredImage(**row | {"label": label_of_cell(row["label"])}) for row in table.to_pylist()]
+        rows = cls(images, is_multi_label=is_multi_label)
         if any(image.row != row for row, image in enumerate(rows)):
             raise StoreError("`rows.parquet` skips a row", hint="a newer dla may have written it: upgrade")
         return rows
