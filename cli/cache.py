@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cli.cache_adopt import adopt_command
 from cli.cache_check import diff_command, explain_command, verify_command
+from cli.cache_convert import convert_command
 from cli.cache_import import import_command
 from cli.cache_manage import du_command, ls_command, prune_command, rm_command, takedown_command
+from cli.cache_merge import merge_command
 from cli.device import require_device
 from cli.render import ProgressReporter, as_size, counted, left_out, print_table
 from cli.settings import apply_overrides
@@ -50,6 +53,10 @@ def build(
     images: Annotated[
         Path | None, typer.Option("--images", help="Folder the images' paths start from; the manifest's if absent.")
     ] = None,
+    image_encoding: Annotated[
+        Literal["none", "original", "jpeg", "raw"] | None,
+        typer.Option("--image-encoding", help="Hold the images in the store, too: the field `images` of the spec."),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="Where sources run: cpu, cuda, cuda:1.")] = "cpu",
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Images per call of a source; changes no latent.")
@@ -62,6 +69,10 @@ def build(
     repair: Annotated[
         bool, typer.Option("--repair", help="First read every committed shard and make damaged ones again.")
     ] = False,
+    append: Annotated[
+        bool,
+        typer.Option("--append", help="Add those images of the manifest that the store has not, behind the others."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved spec and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -73,7 +84,10 @@ def build(
 
     if rank >= world_size:
         raise typer.BadParameter(f"{rank} does not lie below --world-size {world_size}", param_hint="--rank")
-    fields = apply_overrides(_spec_fields(spec_path, source, modality), overrides or [])
+    fields = _spec_fields(spec_path, source, modality)
+    if image_encoding is not None:
+        fields["images"] = image_encoding
+    fields = apply_overrides(fields, overrides or [])
     spec = parse_spec(fields, CacheSpec, where=str(spec_path or "--source"))
     if any(":" in entry.source for entry in spec.latents):
         sys.path.insert(0, str(Path.cwd()))  # where a user's own module lies; an installed `dla` does not look there
@@ -100,6 +114,7 @@ def build(
             rank=rank,
             world_size=world_size,
             repair=repair,
+            append=append,
             on_progress=show,
             should_stop=should_stop,
         )
@@ -111,7 +126,8 @@ def build(
             typer.echo(left_out(report.images_left_out))
         typer.echo(f"encoded       {counted(report.images_encoded, 'image')}, {report.images_per_s:.1f} images/s")
         if spec.images != "none":
-            typer.echo(f"stored        the bytes of {counted(report.images_stored, 'image')}")
+            held = "the bytes of" if spec.images == "original" else f"as {spec.images},"
+            typer.echo(f"stored        {held} {counted(report.images_stored, 'image')}")
         if repair:
             as_before = report.shards_repaired - len(report.shards_changed) - report.shards_without_removed
             without = (
@@ -158,7 +174,8 @@ def status(store_path: StorePath, as_json: AsJson = False) -> None:
     from dla_cache.describe import describe_store
     from dla_cache.store import open_store
 
-    state = describe_store(open_store(store_path))
+    store = open_store(store_path)
+    state = describe_store(store)
     if as_json:
         typer.echo(json.dumps(asdict(state)))
         return
@@ -178,36 +195,10 @@ def status(store_path: StorePath, as_json: AsJson = False) -> None:
     )
     splits = ", ".join(f"{split} {count}" for split, count in state.images_per_split.items())
     typer.echo(f"layout        {state.layout}")
+    if store.metadata.images is not None:
+        typer.echo(f"images        {store.metadata.images}")
     typer.echo(f"splits        {splits}")
     typer.echo(f"content hash  {state.content_hash or 'none yet: run `dla cache build` again'}")
-
-
-@app.command()
-def convert(
-    source_path: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store to read.")],
-    target_path: Annotated[Path, typer.Argument(metavar="NEW", help="Folder of the store to write; made if absent.")],
-    layout: Annotated[
-        Literal["zarr", "webdataset"],
-        typer.Option("--layout", help="How it lies on disk: Zarr arrays, or WebDataset tars."),
-    ],
-    as_json: AsJson = False,
-) -> None:
-    """Write a store in another layout, all of it checked. Run it again to go on where it stopped."""
-    from dla_cache.card import write_card
-    from dla_cache.store import open_store
-    from dla_cache.store.exchange import convert_store
-
-    with ProgressReporter("convert", "shards") as reporter, stop_on_signals() as should_stop:
-        report = convert_store(
-            open_store(source_path), target_path, layout, on_progress=reporter.update, should_stop=should_stop
-        )
-    write_card(open_store(target_path))
-    if as_json:
-        typer.echo(json.dumps(asdict(report)))
-        return
-    typer.echo(f"store         {target_path}, {layout}, {counted(report.n_images, 'image')}")
-    typer.echo(f"written       {counted(report.shards_written, 'shard')} of {', '.join(report.series)}")
-    typer.echo(f"content hash  {report.content_hash}")
 
 
 @app.command()
@@ -251,6 +242,9 @@ def inspect(
         typer.echo(f"{modality}, recipe {part.recipe_hash}")
         for name, value in part.recipe.items():
             typer.echo(f"  {name:<18}{json.dumps(value, ensure_ascii=False)}")
+        if part.statistics and part.recipe["format"]["kind"] == "continuous":
+            lost = part.rounding.in_words if part.rounding else "nothing lost"
+            typer.echo(f"  stored as         {part.recipe['format']['dtype']}, {lost}")
         print_table(
             ["  split", "images", "channel", "mean", "std", "minimum", "maximum"],
             [
@@ -289,7 +283,10 @@ def _show_image(description: "ImageDescription", class_names: Sequence[str], as_
     )
 
 
+app.command("convert")(convert_command)
+app.command("merge")(merge_command)
 app.command("verify")(verify_command)
+app.command("adopt")(adopt_command)
 app.command("explain")(explain_command)
 app.command("diff")(diff_command)
 app.command("import")(import_command)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.cache_adopt import as_line
 from cli.device import require_device
 from cli.render import ProgressReporter, as_size, counted, left_out, print_table
 from dla_cache.errors import CorruptShardError, StoreError, name_some
@@ -23,6 +24,7 @@ StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 SHOWN_IMAGES = 5
+SHOWN_SHARDS = 10
 
 
 def verify_command(
@@ -41,28 +43,46 @@ def verify_command(
             "--tolerance", min=0, help="With --recompute: difference allowed, in standard deviations of a channel."
         ),
     ] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="With --recompute: which images are drawn.")] = 0,
+    sample: Annotated[
+        float | None,
+        typer.Option(
+            "--sample",
+            metavar="SHARE|N",
+            help="Read a share of the shards, as 0.1, or so many, as 100, drawn at random.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Which shards --sample draws, and which images --recompute.")
+    ] = 0,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Shards that are read at a time; one a core if not given.")
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="With --recompute: where sources run.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Read every byte of a store and check it against its records; with --recompute also against its sources."""
+    """Read every byte of a store, or of some shards, and check it against its records; with --recompute also against
+    its sources."""
     from dla_cache.manifest import read_manifest
+    from dla_cache.recompute import holds_files
     from dla_cache.store import open_store
     from dla_cache.verify import MOVE_AWAY, verify_store
 
     if recompute_images is None and images is not None:
         raise typer.BadParameter("it is for --recompute, which is missing", param_hint="--images")
+    if sample is not None and not (0 < sample < 1 or (sample >= 1 and sample.is_integer())):
+        raise typer.BadParameter("a share below 1, or a whole number of shards", param_hint="--sample")
     store = open_store(store_path)
     manifest = None if manifest_path is None else read_manifest(manifest_path)
     with ProgressReporter("verify", "shards") as reporter:
-        report = verify_store(store, manifest, on_progress=reporter.update)
+        report = verify_store(store, manifest, sample=sample, seed=seed, jobs=jobs, on_progress=reporter.update)
     recomputed = None
     if recompute_images is not None and not report.problems:
-        image_root = images or (None if store.has_images or manifest is None else manifest.root)
+        image_root = images or (None if holds_files(store) or manifest is None else manifest.root)
         recomputed = _recompute(store, image_root, recompute_images, seed, device)
     if as_json:
         live = {} if recomputed is None else {"recomputed": [asdict(one) for one in recomputed]}
-        typer.echo(json.dumps(asdict(report) | live))
+        adopted = {"adopted": [one.model_dump(mode="json") for one in report.adopted]}
+        typer.echo(json.dumps(asdict(report) | adopted | live))
     else:
         _show_verified(report)
         if recomputed is not None:
@@ -90,11 +110,12 @@ def _recompute(
     store: "LatentStore", image_root: Path | None, n_images: int, seed: int, device: str
 ) -> "list[Recomputed]":
     from dla_cache.card import is_imported
-    from dla_cache.recompute import recompute
+    from dla_cache.recompute import holds_files, recompute
     from dla_cache.sources import open_source
 
-    if image_root is None and not store.has_images:
-        raise typer.BadParameter("this store holds no images: name their folder or --manifest", param_hint="--images")
+    if image_root is None and not holds_files(store):
+        held = "smaller pictures, and its sources saw the files" if store.has_images else "no images"
+        raise typer.BadParameter(f"this store holds {held}: name their folder or --manifest", param_hint="--images")
     imported = [name for name in store.modalities if is_imported(store.recipe(name))]
     live = [name for name in store.modalities if name not in imported]
     if not live:
@@ -126,7 +147,17 @@ def _show_verified(report: "VerifyReport") -> None:
     if report.n_removed:
         typer.echo(left_out(report.n_removed))
     typer.echo(f"checked       {counted(report.shards_checked, 'shard')}, {as_size(report.bytes_checked)}")
-    of_records = " by the records alone" if report.problems and report.content_hash else ""
+    if report.sample is not None:
+        for series, shards in report.sample.read.items():
+            unread = report.sample.unread[series]
+            named = name_some([str(shard) for shard in shards], SHOWN_SHARDS).replace("`", "")
+            typer.echo(f"              {series}: {len(shards)} of {counted(len(shards) + unread, 'shard')}: {named}")
+        n_unread = sum(report.sample.unread.values())
+        typer.echo(f"not read      {counted(n_unread, 'shard')}: of these only presence and size were compared")
+    for one in report.adopted:
+        typer.echo(f"adopted       {as_line(one)}; {one.who}, {one.when[:10]}: {one.why}")
+    is_all = not report.problems and report.sample is None
+    of_records = "" if is_all or not report.content_hash else " by the records alone"
     typer.echo(f"content hash  {report.content_hash or 'none: shards are missing'}{of_records}")
 
 

@@ -56,7 +56,7 @@ PACKAGES = (
     Package("simplejpeg", "simplejpeg", "1.7"),
     Package("pyarrow", "pyarrow", "17"),
     Package("zarr", "zarr", "3.1"),
-    Package("google-crc32c", "google_crc32c", "1.5"),
+    Package("fastcrc", "fastcrc", "0.4"),
     Package("safetensors", "safetensors", "0.4.5"),
     Package("pydantic", "pydantic", "2.9"),
     Package("pyyaml", "yaml", "6"),

@@ -83,7 +83,7 @@ class StoreFacts:
                 "parameters": dict(part.recipe.parameters),
                 "seed": part.recipe.seed,
                 # Codes have the dtype that holds them; a spec chooses that of continuous latents only.
-                **({"dtype": part.recipe.format.dtype} if part.recipe.format.kind == "continuous" else {}),
+                **({"dtype": part.recipe.format.built_dtype} if part.recipe.format.kind == "continuous" else {}),
             }
             for part in self.modalities
         ]

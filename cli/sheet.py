@@ -32,10 +32,10 @@ def draw_cache_sheet(store: "LatentStore", images: Path | None, image_ids: Seque
     """
     import numpy as np
 
-    from cli.picture import draw_sheet, grey_picture
+    from cli.picture import TILE, draw_sheet, grey_picture
     from dla_cache.data.export import TRUTH_NAME, read_truth
-    from dla_cache.images import decode_image, read_image_bytes
-    from dla_cache.manifest import path_of
+    from dla_cache.images import decode_image
+    from dla_cache.stored_images import image_contents
 
     drawn = [name for name in store.modalities if has_pictures(store, name)]
     if not drawn:
@@ -47,17 +47,14 @@ def draw_cache_sheet(store: "LatentStore", images: Path | None, image_ids: Seque
         raise StoreError("there is no image to draw", hint="the store is empty: build it from a manifest with images")
     rows = np.array([store.rows.row_of(image_id) for image_id in image_ids], dtype=np.int64)
     truth = read_truth(images / TRUTH_NAME) if images is not None and (images / TRUTH_NAME).exists() else {}
-    if images is None:
-        contents = store.read_images(rows)
-    else:
-        contents = [read_image_bytes(path_of(images, store.rows[row].uri), store.rows[row]) for row in rows.tolist()]
+    contents = image_contents(store, images, rows)
     columns = {name: modality_pictures(store, name, rows, N_CHANNELS // len(drawn)) for name in drawn}
 
     headers = ["image", *(header for of_one in columns.values() for header, _ in of_one)]
     sheet = []
     for index, row in enumerate(rows.tolist()):
         listed = store.rows[row]
-        pixels = decode_image(contents[index], listed.image_id)
+        pixels = decode_image(contents[index], listed.image_id, min_side=TILE)
         pictures = [pixels.transpose(1, 2, 0), *(column[index] for of_one in columns.values() for _, column in of_one)]
         if listed.image_id in truth:
             pictures.append(grey_picture(truth[listed.image_id].depth / 255))

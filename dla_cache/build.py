@@ -28,9 +28,11 @@ from dla_cache.spec import CacheSpec, LatentSpec
 from dla_cache.store import LatentStore, create_store
 from dla_cache.store.commits import CommitRecord
 from dla_cache.store.content import checked_latents
+from dla_cache.store.creation import stored_rows, with_removed
 from dla_cache.store.layout import IMAGES
-from dla_cache.store.metadata import refuse_unfinished_removal, stored_rows, unchanged_rows, with_removed
+from dla_cache.store.metadata import refuse_unfinished_removal, unchanged_rows
 from dla_cache.store.rows import RowTable, StoredImage
+from dla_cache.stored_images import encode_image, image_recipe
 
 if TYPE_CHECKING:
     from dla_cache.sources import LatentSource
@@ -100,6 +102,7 @@ def build_cache(
     rank: int = 0,
     world_size: int = 1,
     repair: bool = False,
+    append: bool = False,
     on_progress: Callable[[BuildProgress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> BuildReport:
@@ -109,6 +112,7 @@ def build_cache(
         batch_size: images per call of a source, fewer at the end of a shard; it changes no latent.
         repair: first reads every committed shard of this rank, and makes again those that are not
             what their records say. Without it they are only looked at: present, and of their size.
+        append: adds the images of the manifest that the store has not; it must list all others as they are there.
         should_stop: asked between two batches; a build that is through is not interrupted any more.
 
     Raises:
@@ -137,7 +141,8 @@ def build_cache(
             spec.shard_size,
             recipes,
             layout=spec.layout,
-            images=spec.images,
+            images=image_recipe(spec),
+            append=append,
         )
         if not repair:  # a repair is the way out where the removal met a damaged shard
             refuse_unfinished_removal(store_path)
@@ -226,10 +231,12 @@ def _batches_of(
 def _fill_images(
     store: LatentStore, image_root: Path, shards: Sequence[Shard]
 ) -> Generator[tuple[Shard, int, bool], None, None]:
-    """Copies and commits the images' files, undecoded; yields after every shard as `_fill_modality` does."""
+    """Commits the images as the store is to hold them, `original` undecoded; yields as `_fill_modality` does."""
+    recipe = store.metadata.images
+    assert recipe is not None
 
     def read(image: StoredImage) -> bytes:
-        return read_image_bytes(path_of(image_root, image.uri), image)
+        return encode_image(read_image_bytes(path_of(image_root, image.uri), image), image.image_id, recipe)
 
     for shard in shards:
         started = time.monotonic()
@@ -273,13 +280,15 @@ def _ahead(
 def encode_batch(
     source: "LatentSource", images: Sequence[StoredImage], pixels: Sequence[Pixels]
 ) -> NDArray[np.generic]:
-    """Checked raw latents of one batch, [len(images), *shape]."""
+    """Checked raw latents of one batch, [len(images), *shape], in the precision in which the source put them out."""
     recipe = source.recipe
     if not images:
-        return np.empty((0, *recipe.format.shape), recipe.format.dtype)
+        return np.empty((0, *recipe.format.shape), recipe.format.read_dtype)
     image_ids = [image.image_id for image in images]
     seeds = [sample_seed(recipe.seed, recipe.modality.value, image_id) for image_id in image_ids]
-    return checked_latents(source.encode(np.stack(pixels), seeds), recipe.format, image_ids)
+    latents = source.encode(np.stack(pixels), seeds)
+    checked_latents(latents, recipe.format, image_ids)  # a fault is told here, by the batch
+    return latents.copy()  # a source may use its memory again
 
 
 def _interrupted(store: LatentStore, series: Collection[str]) -> WorkInterrupted:
@@ -314,7 +323,7 @@ def _report(
     )
     shards_repaired = sum(len(records) for records in withdrawn.values())
     return BuildReport(
-        n_images=len(store.rows.kept_ids),
+        n_images=store.rows.n_kept,
         images_left_out=sum(image_id in store.rows.removed_ids for image_id in listed),
         images_encoded=sum(len(store.kept_rows(shard)) for name, shard in committed if name != IMAGES),
         images_stored=sum(len(store.kept_rows(shard)) for name, shard in committed if name == IMAGES),

@@ -3,6 +3,7 @@
 A function of what the store holds and of nothing else, neither time nor place, so that copies have equal cards.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,26 +11,29 @@ from typing import Any
 
 import yaml
 
-from dla_cache.describe import describe_modality, describe_store
-from dla_cache.durable import write_durably, writing_to
+from dla_cache.describe import describe_modality, describe_rounding, describe_store
+from dla_cache.durable import read_file, write_durably, writing_to
 from dla_cache.sources import SOURCES
 from dla_cache.spec import Recipe
 from dla_cache.store import LatentStore
 from dla_cache.store.metadata import sole_writer
 from dla_cache.store.parts import CARD, CARD_TITLE
 
+SEAL = b"\n<!-- SHA-256 of all lines before: "
+"""What the last line of a card begins with, unseen where Markdown is shown: damage can be told from other words."""
+
 LICENCE_UNKNOWN = "not stated: ask whoever made it"
 
 READING = {
     "zarr": """\
-import pyarrow.parquet
-import zarr
+import pathlib, pyarrow, zarr
 
-rows = pyarrow.parquet.read_table("rows.parquet").to_pylist()
+parts = [pyarrow.ipc.open_file(part).read_all() for part in sorted(pathlib.Path("rows").glob("*.arrow"))]
+rows = pyarrow.concat_tables(parts).to_pylist()
 latents = zarr.open_array("latents/{modality}", mode="r")
 for row in rows[:3]:
     if not row["removed"]:
-        latent = latents[row["row"]]
+        latent = {numbers}
         print(row["image_id"], row["split"], row["label"], latent.shape, latent.dtype)
 """,
     "webdataset": """\
@@ -40,11 +44,26 @@ for shard in sorted(pathlib.Path("{modality}").glob("*.tar"))[:1]:
     with tarfile.open(shard) as tar:
         for member in list(tar)[:3]:
             image_id = member.name.partition(".")[0]
-            latent = numpy.load(io.BytesIO(tar.extractfile(member).read()))
+            latent = {numbers}
             print(image_id, latent.shape, latent.dtype)
 """,
 }
 """By layout: what runs in the store's folder and shows three images."""
+
+STORED = {
+    "zarr": 'latents[row["row"]]',
+    "webdataset": "numpy.load(io.BytesIO(tar.extractfile(member).read()))",
+}
+"""By layout: the numbers of an image, as they lie on disk."""
+
+DECODED = {"bfloat16": '({stored}.astype("uint32") << 16).view("float32")', "int8": "{stored} * scale + offset"}
+"""By dtype on disk: what the numbers stand for, where that is not themselves."""
+
+QUANTISATION = {
+    "zarr": ("latents/{modality}/zarr.json", '["attributes"]["dla"]["recipe"]'),
+    "webdataset": ("dla.json", '["recipes"]["{modality}"]'),
+}
+"""By layout: file and place in it of the recipe that says what an int8 stands for."""
 
 
 def write_card(store: LatentStore) -> Path:
@@ -58,8 +77,8 @@ def write_card(store: LatentStore) -> Path:
     content = card_text(store).encode()
     with writing_to(store.path):
         # A finished store may lie on a read-only disk and still be "built" again.
-        present = path.read_bytes() if path.is_file() else None
-        is_owners = present is not None and not present.startswith(CARD_TITLE.encode())
+        present = read_file(path) if path.is_file() else None
+        is_owners = present is not None and not is_card(present)
         if present != content and not is_owners:
             # Ranks end at the same time, and a removal writes a card of its own. Not within `unchanged_rows`: many can
             # be in that at a time.
@@ -71,7 +90,23 @@ def write_card(store: LatentStore) -> Path:
 def card_text(store: LatentStore) -> str:
     """The card as Markdown."""
     sections = [_title(store), _modalities(store), _images(store), _sources(store), _statistics(store)]
-    return "\n".join([*sections, _making(store), _reading(store), _verifying(store)])
+    text = "\n".join([*sections, _making(store), _reading(store), _verifying(store)])
+    return text + _seal(text.encode()).decode()
+
+
+def is_card(content: bytes) -> bool:
+    """Whether a README is one that a store has written of itself, be it damaged, and not its owner's."""
+    return content.startswith(CARD_TITLE.encode()) or CARD_TITLE.encode().startswith(content) or SEAL in content
+
+
+def is_sealed(content: bytes) -> bool:
+    """Whether a card is the one that was written, by whatever version of dla."""
+    text, _, _ = content.rpartition(SEAL)
+    return content == text + _seal(text)
+
+
+def _seal(text: bytes) -> bytes:
+    return SEAL + f"{hashlib.sha256(text).hexdigest()} -->\n".encode()
 
 
 def _title(store: LatentStore) -> str:
@@ -79,7 +114,7 @@ def _title(store: LatentStore) -> str:
     return (
         f"{CARD_TITLE}{len(store.rows_of())} images: {names}\n\n"
         "For each image what a generator made of it, stopped before its decoder: raw numbers as the source put them\n"
-        "out, not standardised, in the order of `rows.parquet`. Made to train models that see the image alone.\n"
+        "out, not standardised, in the order of the row table. Made to train models that see the image alone.\n"
     )
 
 
@@ -112,7 +147,11 @@ def _images(store: LatentStore) -> str:
     if store.class_names:
         named = ", ".join(f"{label} {_plain(name)}" for label, name in enumerate(store.class_names))
         lines += [f"{len(store.class_names)} classes, by label: {named}.", ""]
-    held = "lie in the store, too" if store.has_images else "are not in the store"
+    recipe = store.metadata.images
+    held = "are not in the store"
+    if recipe is not None:
+        how = ", too" if recipe.encoding == "original" else f" as smaller pictures: {_plain(str(recipe))}"
+        held = f"lie in the store{how}"
     return "\n".join([*lines, f"The images themselves {held}.", ""])
 
 
@@ -132,10 +171,20 @@ def _sources(store: LatentStore) -> str:
             "weights (sha256)": f"`{recipe.weights_sha256}`" if recipe.weights_sha256 else "none",
             "recipe (sha256)": f"`{recipe.hash}`",
             "space": _plain(recipe.format.space),
+            "stored as": _stored_as(store, modality),
         }
         lines += [f"### {modality}", "", *(f"- {name}: {text}" for name, text in facts.items() if text), ""]
     lines += ["The images' licence: not stated; the latents are derived from them, so ask whoever made the store.", ""]
     return "\n".join(lines)
+
+
+def _stored_as(store: LatentStore, modality: str) -> str:
+    """Precision, and what it cost; nothing of codes."""
+    latent = store.recipe(modality).format
+    lost = describe_rounding(store, modality)
+    if latent.kind == "codes":
+        return ""
+    return f"{latent.dtype}, {f'{lost.in_words}, against what was handed over' if lost else 'nothing lost'}"
 
 
 def _statistics(store: LatentStore) -> str:
@@ -165,6 +214,10 @@ def _making(store: LatentStore) -> str:
         spec = yaml.safe_dump(_spec(store, built), sort_keys=False, allow_unicode=True).rstrip()
         lines += ["With `dla cache build` from this spec:", "", "```yaml", spec, "```", ""]
     for recipe in recipes:
+        rounded = [*recipe.format.rounded_from[1:], recipe.format.dtype] if recipe.format.rounded_from else []
+        for dtype in rounded:
+            lines += [f"Then with `dla cache convert --dtype {recipe.modality.value}={dtype}`.", ""]
+    for recipe in recipes:
         if is_imported(recipe):
             lines += [f"{recipe.modality.value}: with `dla cache import`, from files that somebody else made.", ""]
     return "\n".join(lines)
@@ -178,13 +231,26 @@ def _spec(store: LatentStore, recipes: Sequence[Recipe]) -> dict[str, Any]:
             entry["parameters"] = dict(sorted(recipe.parameters.items()))
         entry["seed"] = recipe.seed
         if recipe.format.kind == "continuous":
-            entry["dtype"] = recipe.format.dtype
+            entry["dtype"] = recipe.format.built_dtype
         entries.append(entry)
     return {"latents": entries, "shard_size": store.shard_size, "layout": store.metadata.layout.name}
 
 
 def _reading(store: LatentStore) -> str:
-    code = READING[store.metadata.layout.name].format(modality=store.modalities[0])
+    layout, modality = store.metadata.layout.name, store.modalities[0]
+    latent = store.recipe(modality).format
+    numbers = DECODED.get(latent.dtype, "{stored}").format(stored=STORED[layout])
+    code = READING[layout].format(modality=modality, numbers=numbers)
+    if latent.quantisation is not None:
+        file, recipe = (text.format(modality=modality) for text in QUANTISATION[layout])
+        beside = [-1 if axis == latent.channel_axis else 1 for axis in range(len(latent.shape))]
+        code = (
+            f'import json, numpy, pathlib\n\nrecipe = json.loads(pathlib.Path("{file}").read_text()){recipe}\n'
+            f'stands = recipe["format"]["quantisation"]\n'
+            'scale, offset = (numpy.array(stands[name], "float32").reshape('
+            f'{beside}) for name in ("scale", "offset"))\n'
+            f"{code}"
+        )
     return "\n".join(["## Read it without dla", "", "In this folder:", "", "```python", code.rstrip(), "```", ""])
 
 

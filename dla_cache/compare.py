@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dla_cache.store import LatentStore
-from dla_cache.store.metadata import changed_fields
+from dla_cache.store.creation import changed_fields
 
 BATCH_SIZE = 256
 

@@ -7,8 +7,9 @@ import numpy as np
 
 from dla_cache.store import LatentStore
 from dla_cache.store.layout import IMAGES
+from dla_cache.store.precision import Rounding, summarise_error
 from dla_cache.store.rows import StoredImage
-from dla_cache.store.statistics import SplitStatistics, measure
+from dla_cache.store.statistics import SplitStatistics, measure, merge_errors, merge_statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,9 @@ class ModalityDescription:
     recipe: dict[str, Any]
     recipe_hash: str
     statistics: dict[str, dict[str, Any]]
-    """Per split: count, mean, std, minimum, maximum, the latter four per channel."""
+    """Per split: count, mean, std, minimum, maximum, the latter four per channel; of the stored numbers."""
+    rounding: Rounding | None
+    """What was lost when they were stored; None if nothing was, and of codes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +66,14 @@ class ImageDescription:
     latents: dict[str, SplitStatistics]
     """Per committed modality."""
     image_bytes: int | None = None
-    """Size of the image's file, if the store holds it."""
+    """What the store holds of the image itself: its file, or a picture made of it."""
 
 
 def describe_store(store: LatentStore) -> StoreStatus:
     """The state of every modality, from the commit records."""
     modalities = [_describe_series(store, modality) for modality in store.modalities]
     return StoreStatus(
-        images=len(store.rows.kept_ids),
+        images=store.rows.n_kept,
         images_per_split={split: len(store.rows_of([split])) for split in sorted(store.rows.splits)},
         class_names=store.class_names,
         modalities=tuple(modalities),
@@ -108,7 +111,20 @@ def describe_modality(store: LatentStore, modality: str) -> ModalityDescription:
                 "maximum": merged.maximum.tolist(),
             }
     recipe = store.recipe(modality)
-    return ModalityDescription(recipe.model_dump(mode="json"), recipe.hash, statistics)
+    return ModalityDescription(
+        recipe.model_dump(mode="json"), recipe.hash, statistics, describe_rounding(store, modality)
+    )
+
+
+def describe_rounding(store: LatentStore, modality: str) -> Rounding | None:
+    """What the committed latents of a modality lost when they were stored; None if nothing, and of codes."""
+    records = store.committed(modality).values()
+    parts = [(record.statistics.values(), record.error) for record in records]
+    error = merge_errors([(sum(part.count for part in of_splits), lost) for of_splits, lost in parts])
+    if error is None:
+        return None
+    std = merge_statistics([part for of_splits, _ in parts for part in of_splits]).std
+    return summarise_error(error, std, store.recipe(modality).format)
 
 
 def describe_image(store: LatentStore, image_id: str) -> ImageDescription:

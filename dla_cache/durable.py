@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +27,7 @@ def write_durably(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if temporary.read_bytes() != content:
+        if read_file(temporary) != content:
             raise OSError(errno.EIO, "a file does not read back as written")
         temporary.rename(path)
     except OSError:
@@ -34,6 +35,34 @@ def write_durably(path: Path, content: bytes) -> None:
             temporary.unlink()
         raise
     sync_folder(path.parent)
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a regular file; what might never end, as a pipe or a device, is refused before a byte is read.
+
+    Raises:
+        OSError: if there is no such file, it is no regular one, or has more bytes than fit into memory.
+    """
+    descriptor = open_regular(path)
+    try:
+        with open(descriptor, "rb") as file:
+            return file.read()
+    except MemoryError as error:
+        size_bytes = path.stat().st_size
+        raise OSError(errno.EFBIG, f"its {size_bytes:,} bytes do not fit into memory", str(path)) from error
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor to read a regular file by.
+
+    Raises:
+        OSError: if there is no such file, or it is a folder, a pipe, a device or a socket.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for its writer
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return descriptor
 
 
 def no_link(path: str, flags: int) -> int:

@@ -54,6 +54,10 @@ class CorruptShardError(StoreError):
     """Bytes on disk do not have the checksum they were committed with."""
 
 
+class TooManyFilesError(StoreError):
+    """The process has as many files open, or mapped, as it may."""
+
+
 class MissingLatentError(StoreError, KeyError):
     """A latent is asked for that no commit record vouches for."""
 

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dla_cache.durable import is_temporary, writing_to
+from dla_cache.card import is_card
+from dla_cache.durable import is_temporary, read_file, writing_to
 from dla_cache.errors import DlaError, StoreError, name_some
 from dla_cache.store import LatentStore, open_store
 from dla_cache.store.layout import Layout, commits_folder
 from dla_cache.store.metadata import find_layout
-from dla_cache.store.parts import CARD, CARD_TITLE, STAGING, UNFINISHED
+from dla_cache.store.parts import ADOPTED, CARD, STAGING, UNFINISHED, refuse_links
+from dla_cache.store.row_files import is_of_rows, row_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ def find_stores(folders: Sequence[Path]) -> list[Path]:
 
 def _is_store(path: Path) -> bool:
     """Whether a folder is a store of ours, be it damaged: other people's Zarr groups have no row table."""
-    return (path / "rows.parquet").is_file() or (path / "dla.json").is_file()
+    return any((path / "rows").glob("index-*.parquet")) or (path / "dla.json").is_file()
 
 
 def _says_it_is_ours(path: Path, layout: Layout) -> bool:
@@ -138,12 +140,14 @@ def find_leftovers(store: LatentStore) -> list[Path]:
         for shard in store.committed(series)
         for path in store.shard_files(series, shard)
     }
-    named = planned | {store.path / name for name in (*store.metadata.files(""), "rows.parquet", CARD, UNFINISHED)}
+    rows = {store.path / name for name in row_files(store.rows, store.metadata.rows_sha256)}
+    named = planned | rows | {store.path / name for name in (*store.metadata.files(""), ADOPTED, CARD, UNFINISHED)}
 
     def is_leftover(path: Path) -> bool:
         if is_temporary(path):
-            return path.parent in logs or path.with_name(path.name[1:].removesuffix(".tmp")) in named
-        return path in planned and path not in committed
+            final = path.with_name(path.name[1:].removesuffix(".tmp"))
+            return path.parent in logs or final in named or is_of_rows(store.path, final)
+        return (path in planned and path not in committed) or (is_of_rows(store.path, path) and path not in rows)
 
     return sorted(path for path in _files_below(store.path) if is_leftover(path))
 
@@ -172,6 +176,7 @@ def prune_store(store: LatentStore, *, dry_run: bool = False) -> Removed:
             )
     sizes = {path: path.lstat().st_size for path in files}
     if not dry_run:
+        refuse_links(store.path)
         with writing_to(store.path), _nobody_writes(store, files):
             for path in set(files) & set(find_leftovers(store)):  # a shard may have been committed meanwhile
                 path.unlink(missing_ok=True)
@@ -234,9 +239,9 @@ def remove_store(path: Path, *, dry_run: bool = False) -> Removed:
             for folder in (path / "commits", path / STAGING):
                 if folder.is_dir():
                     shutil.rmtree(folder)
-            last = {"zarr.json": 1, path / "rows.parquet": 2, path / layout.main_file: 3}
+            last = {"zarr.json": 1, path / "rows": 2, path / layout.main_file: 3}
             left = _files_below(path)
-            for file in sorted(left, key=lambda one: (last.get(one, last.get(one.name, 0)), one)):
+            for file in sorted(left, key=lambda one: (last.get(one, last.get(one.parent, last.get(one.name, 0))), one)):
                 file.unlink()
             for folder in sorted(path.rglob("*"), reverse=True):
                 folder.rmdir()
@@ -247,8 +252,9 @@ def remove_store(path: Path, *, dry_run: bool = False) -> Removed:
 def _strangers(path: Path, layout: Layout) -> list[Path]:
     """The files in a store's folder that no store has put there."""
     files = _files_below(path)
-    top = {layout.main_file, "rows.parquet", CARD, UNFINISHED}
+    top = {layout.main_file, ADOPTED, CARD, UNFINISHED}
     ours = {path / name for name in top}
+    ours |= {file for file in files if is_of_rows(path, file)}
     folders = {path / "commits", path / STAGING}
     try:
         store = open_store(path)
@@ -258,7 +264,7 @@ def _strangers(path: Path, layout: Layout) -> list[Path]:
 
     def is_ours(file: Path) -> bool:
         if file.name == CARD and file.parent == path:
-            return is_card(file)
+            return has_card(file)
         if file.is_symlink():
             return False
         return file in ours or is_temporary(file) or bool(folders & set(file.parents))
@@ -266,9 +272,9 @@ def _strangers(path: Path, layout: Layout) -> list[Path]:
     return [file for file in files if not is_ours(file)]
 
 
-def is_card(path: Path) -> bool:
-    """Whether a README is one that a store has written of itself."""
-    return path.is_file() and path.read_bytes().startswith(CARD_TITLE.encode())
+def has_card(path: Path) -> bool:
+    """Whether a README is one that a store has written of itself, be it damaged."""
+    return path.is_file() and is_card(read_file(path))
 
 
 def _files_below(folder: Path) -> dict[Path, int]:

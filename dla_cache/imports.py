@@ -30,7 +30,8 @@ from dla_cache.shards import Shard
 from dla_cache.spec import LatentFormat, Modality, Recipe
 from dla_cache.store import LatentStore, create_store
 from dla_cache.store.content import checked_latents
-from dla_cache.store.metadata import refuse_unfinished_removal, stored_rows, unchanged_rows, with_removed
+from dla_cache.store.creation import stored_rows, with_removed
+from dla_cache.store.metadata import refuse_unfinished_removal, unchanged_rows
 from dla_cache.store.rows import RowTable
 
 ALIASES = {"pc": Modality.SHAPE, "3d": Modality.SHAPE}
@@ -256,7 +257,7 @@ def import_latents(
     write_card(store)
     is_complete = not any(store.missing(other) for other in store.modalities)
     report = ImportReport(
-        n_images=len(store.rows.kept_ids),
+        n_images=store.rows.n_kept,
         images_left_out=sum(image_id in store.rows.removed_ids for image_id in manifest.image_ids),
         images_imported=imported,
         missing=files.missing,

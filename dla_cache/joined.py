@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dla_cache.errors import MissingLatentError, RecipeMismatchError, StoreError, name_some
 from dla_cache.spec import Recipe
 from dla_cache.store import LatentStore
-from dla_cache.store.layout import IMAGES, stored_dtype
+from dla_cache.store.layout import IMAGES
 from dla_cache.store.rows import RowTable, StoredImage
 
 Missing = Literal["error", "skip", "null"]
@@ -144,13 +144,13 @@ class JoinedStore:
         return found
 
     def read(self, modality: str, rows: NDArray[np.int64]) -> NDArray[np.generic]:
-        """Raw latents [B, *shape] in the stored dtype, in the order of `rows`; zeros where there is none.
+        """Raw latents [B, *shape] in `LatentFormat.read_dtype`, in the order of `rows`; zeros where there is none.
 
         Raises:
             CorruptShardError: if a file or a payload is damaged, naming shard and images.
         """
         latent = self.recipe(modality).format
-        latents = np.zeros((len(rows), *latent.shape), stored_dtype(latent))
+        latents = np.zeros((len(rows), *latent.shape), latent.read_dtype)
         wanted = np.ones(len(rows), bool)
         for store, rows_in in zip(self.stores, self._rows_in, strict=True):
             if modality in store.modalities:
@@ -160,7 +160,7 @@ class JoinedStore:
         return latents
 
     def read_images(self, rows: NDArray[np.int64]) -> list[bytes]:
-        """The files of images, in the order of `rows`; CRC and sha256 of each are checked.
+        """Images as the stores hold them, in the order of `rows`; the CRC of each is checked.
 
         Raises:
             MissingLatentError: if no store holds the file of an image.

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
+from dla_cache.errors import StoreError
 from dla_cache.pairs import PairBatch, PairStream
 
 
@@ -50,6 +51,10 @@ class PairDataset(IterableDataset[PairBatch]):
 
     def __iter__(self) -> Generator[PairBatch, None, None]:
         worker = get_worker_info()
+        if worker is not None and self.stream.pins_memory:
+            raise StoreError(
+                "a worker process cannot pin memory for another", hint="give `pin_memory=True` to the loader instead"
+            )
         number, n_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         # A state is gone on with once: a loop that was left early is no state, and the next one begins anew.
         start, n_workers = self._resume_from or (self.start_batch + number, n_workers)

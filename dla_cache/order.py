@@ -17,8 +17,15 @@ from dla_cache.errors import StoreError
 MEASURED_PLACES = 100_000
 """Neighbours that the quality of a shuffle is measured on, at most."""
 
-OF_BLOCKS, OF_WINDOWS = 1, 2
+OF_BLOCKS, OF_WINDOWS, OF_KEYS = 1, 2, 3
 """They keep random numbers apart that have seed and epoch in common: to NumPy a 0 at the end is nothing."""
+
+FEISTEL_ROUNDS = 6
+
+KEYED_WINDOW = 8192
+
+KEYED_FROM = 2**20
+"""Images from which on a permutation is computed piece by piece: to draw one of ten million takes a second."""
 
 Positions = NDArray[np.int64]
 
@@ -73,6 +80,53 @@ class FullPermutation:
         return self._permutation(epoch)[start:stop]
 
 
+class KeyedPermutation:
+    """All images in random order, positions computed some thousands at a time: no memory, and nothing to prepare.
+
+    Source: Luby and Rackoff, "How to Construct Pseudorandom Permutations", 1988: a Feistel network; Black and Rogaway,
+    "Ciphers with Arbitrary Finite Domains", 2002: cycle walking, which makes of it a permutation of any n.
+    """
+
+    def __init__(self, n: int, seed: int) -> None:
+        self.n = n
+        self._half = np.uint64((max(n - 1, 1).bit_length() + 1) // 2)
+        self._mask = np.uint64((1 << int(self._half)) - 1)
+        self._keys: Callable[[int], NDArray[np.uint64]] = lru_cache(2)(
+            lambda epoch: generator(seed, epoch, OF_KEYS).integers(2**64, size=FEISTEL_ROUNDS, dtype=np.uint64)
+        )
+
+        self._window: Callable[[int, int], Positions] = lru_cache(2)(self._window_of)
+
+    def positions(self, epoch: int, start: int, stop: int) -> Positions:
+        first, last = start // KEYED_WINDOW, -(-stop // KEYED_WINDOW)
+        windows = [self._window(epoch, window) for window in range(first, last)]
+        return np.concatenate([np.empty(0, np.int64), *windows])[start - first * KEYED_WINDOW :][: stop - start]
+
+    def _window_of(self, epoch: int, window: int) -> Positions:
+        start = window * KEYED_WINDOW
+        found = self._shuffled(epoch, np.arange(start, min(start + KEYED_WINDOW, self.n), dtype=np.uint64))
+        while len(beyond := np.flatnonzero(found >= self.n)):
+            found[beyond] = self._shuffled(epoch, found[beyond])
+        return found.astype(np.int64)
+
+    def _shuffled(self, epoch: int, numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """A permutation of all numbers of twice `_half` bits."""
+        left, right = numbers >> self._half, numbers & self._mask
+        for key in self._keys(epoch):
+            left, right = right, left ^ (_mixed(right ^ key) & self._mask)
+        return (left << self._half) | right
+
+
+def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A hash of 64 bits.
+
+    Source: Appleby, MurmurHash3, `fmix64`.
+    """
+    for factor in (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)):
+        numbers = (numbers ^ (numbers >> np.uint64(33))) * factor
+    return numbers ^ (numbers >> np.uint64(33))
+
+
 class BlockPermutation:
     """See `BlockShuffle`; 16 bytes a block, and the positions of two windows."""
 
@@ -118,7 +172,9 @@ def order_of(n: int, shuffle: bool | BlockShuffle, seed: int) -> EpochOrder:
     """The order that a stream of n images asks for: a full permutation for `True`, none for `False`."""
     if isinstance(shuffle, BlockShuffle):
         return BlockPermutation(n, seed, shuffle)
-    return FullPermutation(n, seed) if shuffle else InOrder(n)
+    if shuffle:
+        return FullPermutation(n, seed) if n < KEYED_FROM else KeyedPermutation(n, seed)
+    return InOrder(n)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,11 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,20 +19,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dla_cache.errors import MissingLatentError, StoreError, name_some
-from dla_cache.images import Pixels, read_image_bytes
+from dla_cache.chosen import chosen_rows, label_array
+from dla_cache.decoded import Decode, PixelCache
+from dla_cache.errors import StoreError
+from dla_cache.images import Pixels
 from dla_cache.joined import JoinedStore
-from dla_cache.manifest import Label, path_of
 from dla_cache.order import BlockShuffle, ShuffleQuality, measure_shuffle, order_of
 from dla_cache.store import LatentStore
 from dla_cache.store.layout import IMAGES
 from dla_cache.store.rows import StoredImage
 
 BATCHES_AHEAD = 4
-"""Batches that wait, ready, while one is worked on."""
-
-Decode = Callable[[bytes, str], Pixels]
-"""From a file's bytes and its image ID to pixels, uint8 [3, H, W]."""
+"""Batches that wait, ready, while one is worked on; as many as there are threads if these are more."""
 
 STATE_FORMAT = "dla-pairs-1"
 
@@ -47,7 +46,7 @@ class PairBatch:
     """B arrays uint8 [3, H, W], each of its own size and read-only: the stream may hand them out again. Empty
     without a `decode`."""
     images: tuple[bytes, ...]
-    """B files if there is no `decode`, else empty."""
+    """B files if there is no `decode`, else empty. Without `images` both are."""
     latents: dict[str, Tensor]
     """Per modality raw latents [B, *shape] in the stored dtype."""
     present: dict[str, Tensor]
@@ -58,6 +57,15 @@ class PairBatch:
     epoch: int
     number: int
     """Of the batch, counted over all epochs: `PairStream.state_after` goes on behind it."""
+
+    def pin_memory(self) -> "PairBatch":
+        """The same with its tensors in page-locked memory, as torch's `DataLoader` asks for with `pin_memory=True`."""
+        return replace(
+            self,
+            latents={name: tensor.pin_memory() for name, tensor in self.latents.items()},
+            present={name: tensor.pin_memory() for name, tensor in self.present.items()},
+            labels=self.labels.pin_memory(),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +104,15 @@ class PairStream:
         seed: int,
         decode: Decode | None,
         modalities: Sequence[str] | None = None,
+        images: bool = True,
         where: Callable[[StoredImage], bool] | None = None,
         image_ids: Collection[str] | None = None,
         shuffle: bool | BlockShuffle = True,
         drop_last: bool = False,
         share: Share = WHOLE,
         keep_decoded_bytes: int = 2**30,
+        threads: int = 1,
+        pin_memory: bool = False,
     ) -> None:
         """
         Args:
@@ -111,16 +122,20 @@ class PairStream:
             batch_size: images of a batch, those of all ranks together.
             decode: None hands out the files as they are.
             modalities: None for all of the store's, () for images alone.
+            images: False for latents and labels alone: no image is read, and none need be at hand.
             where: only images of the splits of which it is true.
             image_ids: only these, all of which must be images of the splits.
             shuffle: a full permutation, blocks of neighbours, or none.
             share: the part of each batch that this rank gets.
             keep_decoded_bytes: pixels are kept in memory up to so many bytes, so that an image is
                 decoded once and not once an epoch; those that do not fit are decoded each time.
+            threads: so many make batches ahead, each a batch at a time. They change nothing in the batches.
+            pin_memory: hands out tensors in page-locked memory, from which a GPU copies while it computes.
 
         Raises:
-            StoreError: if `batch_size` or `seed` is too small, a split has no image, dropping the last batch leaves
-                none, or a batch is too small for all ranks to have a part of it.
+            StoreError: if `batch_size`, `seed` or `threads` is too small, a split has no image, dropping the last
+                batch leaves none, or a batch is too small for all ranks to have a part of it; if there is a `decode`
+                without `images`; if memory cannot be pinned.
             MissingLatentError: if the store has no such modality or image, or no images and there is no `image_root`.
             IncompleteBuildError: if a modality is not whole.
         """
@@ -132,17 +147,30 @@ class PairStream:
             "seed": seed,
             "decode": decode,
             "modalities": modalities,
+            "images": images,
             "where": where,
             "image_ids": image_ids,
             "shuffle": shuffle,
             "drop_last": drop_last,
             "share": share,
             "keep_decoded_bytes": keep_decoded_bytes,
+            "threads": threads,
+            "pin_memory": pin_memory,
         }
-        if batch_size < 1 or seed < 0:
-            raise StoreError(f"batches of {batch_size} images, seed {seed}", hint="batches from 1, seeds from 0 on")
+        if batch_size < 1 or seed < 0 or threads < 1:
+            raise StoreError(
+                f"batches of {batch_size} images, seed {seed}, {threads} threads",
+                hint="batches and threads from 1, seeds from 0 on",
+            )
+        if decode is not None and not images:
+            raise StoreError("there is nothing to decode without images", hint="leave out `decode` or `images=False`")
+        if pin_memory and not torch.cuda.is_available():
+            raise StoreError(
+                "memory cannot be pinned: torch finds no CUDA device",
+                hint="leave out `pin_memory`; `dla doctor` shows the devices",
+            )
         self.modalities = tuple(store.modalities if modalities is None else modalities)
-        store.require_complete([*self.modalities, *([IMAGES] if image_root is None else [])])
+        store.require_complete([*self.modalities, *([IMAGES] if images and image_root is None else [])])
         self._store = store
         self._rows = chosen_rows(store, splits, where, image_ids)
         self._batch_size = batch_size
@@ -151,8 +179,10 @@ class PairStream:
         self._drop_last = drop_last
         self._share = share
         self._order = order_of(len(self._rows), shuffle, seed)
-        self._labels = label_array([store.rows[row].label for row in self._rows], store)
-        self._pixels = _PixelCache(store, self._rows, image_root, decode, keep_decoded_bytes)
+        self._order_lock = Lock()
+        self._images = PixelCache(store, self._rows, image_root, decode, keep_decoded_bytes) if images else None
+        self._threads = threads
+        self.pins_memory = pin_memory
         self._n_batches = len(self._rows) // batch_size if drop_last else -(-len(self._rows) // batch_size)
         self._check_shares()
 
@@ -185,20 +215,21 @@ class PairStream:
 
     def shuffle_quality(self, epoch: int = 0) -> ShuffleQuality:
         """How well the images of an epoch are mixed."""
-        return measure_shuffle(self._order, self._rows // self._store.shard_size, epoch)
+        return measure_shuffle(self._order, self._rows.all() // self._store.shard_size, epoch)
 
     def batches(
         self, start_batch: int = 0, *, step: int = 1, stop: int | None = None
     ) -> Generator[PairBatch, None, None]:
         """The batches from number `start_batch` on, every `step`-th, counted over all epochs; endless without `stop`.
 
-        Closing the generator ends its thread.
+        Closing the generator ends its threads.
         """
-        return _ahead(count(start_batch, step) if stop is None else range(start_batch, stop, step), self.batch)
+        numbers = count(start_batch, step) if stop is None else range(start_batch, stop, step)
+        return _ahead(numbers, self.batch, self._threads)
 
     def epoch_once(self, epoch: int = 0) -> Generator[PairBatch, None, None]:
         """The batches of one epoch; in row order without shuffling."""
-        return _ahead(range(epoch * len(self), (epoch + 1) * len(self)), self.batch)
+        return _ahead(range(epoch * len(self), (epoch + 1) * len(self)), self.batch, self._threads)
 
     def batch(self, number: int) -> PairBatch:
         """This rank's part of the batch of a number, counted over all epochs.
@@ -210,20 +241,22 @@ class PairStream:
         epoch, within = divmod(number, len(self))
         start = within * self._batch_size
         first, last = self._share.of(min(self._batch_size, len(self._rows) - start))
-        positions = self._order.positions(epoch, start + first, start + last)
+        with self._order_lock:  # else each thread would make the permutation of a new epoch
+            positions = self._order.positions(epoch, start + first, start + last)
         rows = self._rows[positions]
-        pixels, images = self._pixels.take(positions)
-        return PairBatch(
-            image_ids=tuple(self._store.rows.image_ids[row] for row in rows),
+        pixels, images = self._images.take(positions) if self._images is not None else ((), ())
+        batch = PairBatch(
+            image_ids=self._store.rows.ids_of(rows),
             rows=rows,
             pixels=pixels,
             images=images,
             latents={name: torch.from_numpy(self._store.read(name, rows)) for name in self.modalities},
             present={name: torch.from_numpy(self._store.present(name, rows)) for name in self.modalities},
-            labels=torch.from_numpy(self._labels[positions]),
+            labels=torch.from_numpy(label_array(self._store.rows.labels_of(rows), self._store)),
             epoch=epoch,
             number=number,
         )
+        return batch.pin_memory() if self.pins_memory else batch
 
     def state_after(self, number: int | None) -> dict[str, Any]:
         """What `start_of` needs to go on behind the batch of a number, or from the beginning: plain values for JSON."""
@@ -250,7 +283,7 @@ class PairStream:
     @cached_property
     def _identity(self) -> dict[str, Any]:
         """What decides which images make a batch."""
-        ids = hashlib.sha256("\n".join(self._store.rows.image_ids[row] for row in self._rows).encode())
+        ids = hashlib.sha256("\n".join(self._store.rows.ids_of(self._rows.all())).encode())
         return {
             "images": ids.hexdigest(),
             "seed": self._seed,
@@ -260,103 +293,18 @@ class PairStream:
         }
 
 
-def chosen_rows(
-    store: LatentStore | JoinedStore,
-    splits: Sequence[str] | None,
-    where: Callable[[StoredImage], bool] | None,
-    image_ids: Collection[str] | None,
-) -> NDArray[np.int64]:
-    """The rows of a subset in row order, [n]; see `PairStream`.
+def _ahead(numbers: Iterable[int], make: Callable[[int], PairBatch], threads: int) -> Generator[PairBatch, None, None]:
+    """What `make` makes of each number, in their order, made ahead by threads that end with the generator.
 
-    Raises:
-        StoreError: if a split has no image, or no image is left.
-        MissingLatentError: if an ID is not among the images of the splits.
+    The caller has one batch, which it may hold on to while it asks for the next; so many wait or are being made as
+    `BATCHES_AHEAD` or `threads` says, and one is handed over: two more than the larger of both, and never another.
     """
-    rows = store.rows_of(splits)
-    if image_ids is not None:
-        wanted = np.array(sorted({store.rows.row_of(image_id) for image_id in image_ids}), np.int64)
-        strays = np.setdiff1d(wanted, rows).tolist()
-        if strays:
-            raise MissingLatentError(
-                f"{len(strays)} images are not of the splits asked for:"
-                f" {name_some([store.rows.image_ids[row] for row in strays])}",
-                hint="ask for their splits as well, or leave them out",
-            )
-        rows = wanted
-    if where is not None:
-        rows = np.array([row for row in rows.tolist() if where(store.rows[row])], np.int64)
-    if not len(rows):
-        raise StoreError("no image is left of the store", hint="look at `where` and `image_ids`")
-    return rows
-
-
-def label_array(labels: Sequence[Label | None], store: LatentStore | JoinedStore) -> NDArray[np.int64]:
-    """Labels as numbers, [n], or [n, K] of a multi-label store; see `PairBatch.labels`."""
-    if not store.rows.is_multi_label:
-        return np.array([-1 if label is None else label for label in labels], np.int64)
-    array = np.zeros((len(labels), len(store.class_names)), np.int64)
-    for row, label in zip(array, labels, strict=True):
-        if label is None:
-            row[:] = -1
-        else:
-            row[np.asarray(label, np.intp)] = 1
-    return array
-
-
-class _PixelCache:
-    """Decoded pixels of the images of a stream; those that are asked for first are kept, as many as fit."""
-
-    def __init__(
-        self,
-        store: LatentStore | JoinedStore,
-        rows: NDArray[np.int64],
-        image_root: Path | None,
-        decode: Decode | None,
-        keep_decoded_bytes: int,
-    ) -> None:
-        self._store = store
-        self._rows = rows
-        self._image_root = image_root
-        self._decode = decode
-        self._kept: dict[int, Pixels] = {}
-        self._bytes_left = keep_decoded_bytes
-        first = self._read(rows[:1])[0]  # a wrong image root shows now, not at the first batch
-        if decode is not None:
-            decode(first, store.rows.image_ids[rows[0]])
-
-    def take(self, positions: NDArray[np.int64]) -> tuple[tuple[Pixels, ...], tuple[bytes, ...]]:
-        """Pixels of the images at `positions` of the stream, or without a `decode` their files; the other is empty."""
-        if self._decode is None:
-            return (), tuple(self._read(self._rows[positions]))
-        unread = [position for position in positions.tolist() if position not in self._kept]
-        read = dict(zip(unread, self._read(self._rows[unread]), strict=True))
-        return tuple(self._pixels_of(position, read, self._decode) for position in positions.tolist()), ()
-
-    def _pixels_of(self, position: int, read: Mapping[int, bytes], decode: Decode) -> Pixels:
-        if position in self._kept:
-            return self._kept[position]
-        pixels = decode(read[position], self._store.rows.image_ids[self._rows[position]])
-        pixels.flags.writeable = False
-        if pixels.nbytes <= self._bytes_left:
-            self._bytes_left -= pixels.nbytes
-            self._kept[position] = pixels
-        return pixels
-
-    def _read(self, rows: NDArray[np.int64]) -> Sequence[bytes]:
-        if self._image_root is None:
-            return self._store.read_images(rows)
-        images = [self._store.rows[row] for row in rows.tolist()]
-        return [read_image_bytes(path_of(self._image_root, image.uri), image) for image in images]
-
-
-def _ahead(numbers: Iterable[int], make: Callable[[int], PairBatch]) -> Generator[PairBatch, None, None]:
-    """What `make` makes of each number, made ahead by one thread that ends with the generator."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="pairs")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="pairs")
     ahead: deque[Future[PairBatch]] = deque()
     try:
         for number in numbers:
             ahead.append(pool.submit(make, number))
-            if len(ahead) > BATCHES_AHEAD:
+            if len(ahead) > max(BATCHES_AHEAD, threads):
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 
 from dla_cache.build import encode_batch
 from dla_cache.errors import MissingLatentError, RecipeMismatchError, SourceError
-from dla_cache.images import Pixels, centre_square, decode_image, read_image_bytes
-from dla_cache.manifest import path_of
+from dla_cache.images import Pixels, centre_square, decode_image
 from dla_cache.order import generator
-from dla_cache.spec import LatentFormat, LatentSpec
+from dla_cache.spec import ORIGINAL_IMAGES, LatentFormat, LatentSpec
 from dla_cache.store import LatentStore
-from dla_cache.store.layout import IMAGES
-from dla_cache.store.metadata import changed_fields
+from dla_cache.store.adopted import adopted_recipes
+from dla_cache.store.content import as_stored
+from dla_cache.store.creation import changed_fields
 from dla_cache.store.rows import StoredImage
+from dla_cache.stored_images import image_contents
 
 if TYPE_CHECKING:
     from dla_cache.sources import LatentSource
@@ -55,41 +56,69 @@ def recompute(
     """Computes the latents of random images again and compares them with those in the store.
 
     Args:
-        image_root: folder that the images' URIs start from; None for a store that holds the images itself.
+        image_root: folder that the images' URIs start from; None for a store that holds their files.
         n_images: of each modality; all that are committed if there are fewer.
         modalities: None for all of the store's.
 
     Raises:
         SourceError: if a source cannot be opened here, such as that of imported latents.
         RecipeMismatchError: if the source here is another one, say of other weights.
-        MissingLatentError: if nothing is committed.
+        MissingLatentError: if nothing is committed, or there is no `image_root` and the store holds no files.
         ImageError: if an image is missing or has changed.
         CorruptShardError: if a stored latent is damaged.
     """
+    if image_root is None and not holds_files(store):
+        held = f"`{store.path}` holds {'no images' if store.metadata.images is None else 'smaller pictures'}"
+        raise MissingLatentError(f"{held}: its sources saw the files", hint="name the folder the images lie in")
     chosen = store.modalities if modalities is None else tuple(modalities)
     rows_of = {name: draw_rows(store, name, n_images, seed) for name in chosen}
-    total, done, results = sum(len(rows) for rows in rows_of.values()), 0, []
+    total, before, results = sum(len(rows) for rows in rows_of.values()), 0, []
     for name, rows in rows_of.items():
-        stored, live = store.read(name, rows), []
         with closing(open_again(store, name, open_source, device)) as source:
-            for start in range(0, len(rows), BATCH_SIZE):
-                images = [store.rows[row] for row in rows[start : start + BATCH_SIZE].tolist()]
-                views = list(views_of(store, image_root, images, source.recipe.source_view_size))
-                live.append(encode_batch(source, images, views))
-                done += len(images)
-                on_progress(done, total)
-        largest = differences(stored, np.concatenate(live), store.recipe(name).format)
-        worst = int(largest.argmax())
-        results.append(
-            Recomputed(
-                name,
-                len(rows),
-                int((largest == 0).sum()),
-                float(largest[worst]),
-                store.rows.image_ids[rows[worst]] if largest[worst] else None,
-            )
-        )
+
+            def advance(done: int, before: int = before) -> None:
+                on_progress(before + done, total)
+
+            results.append(compare_live(store, source, image_root, rows, on_progress=advance))
+        before += len(rows)
     return results
+
+
+def compare_live(
+    store: LatentStore,
+    source: "LatentSource",
+    image_root: Path | None,
+    rows: NDArray[np.int64],
+    *,
+    on_progress: Callable[[int], None] = lambda _done: None,
+) -> Recomputed:
+    """What a source makes of the images of some rows, [n], beside what the store holds of its modality.
+
+    Raises:
+        MissingLatentError, ImageError, CorruptShardError: as `recompute`.
+    """
+    name = source.recipe.modality.value
+    stored, live = store.read(name, rows), []
+    for start in range(0, len(rows), BATCH_SIZE):
+        images = [store.rows[row] for row in rows[start : start + BATCH_SIZE].tolist()]
+        views = list(views_of(store, image_root, images, source.recipe.source_view_size))
+        put_out = encode_batch(source, images, views)
+        live.append(as_stored(put_out, store.recipe(name).format, [image.image_id for image in images]))
+        on_progress(start + len(images))
+    largest = differences(stored, np.concatenate(live), store.recipe(name).format)
+    worst = int(largest.argmax())
+    return Recomputed(
+        name,
+        len(rows),
+        int((largest == 0).sum()),
+        float(largest[worst]),
+        store.rows.image_ids[rows[worst]] if largest[worst] else None,
+    )
+
+
+def holds_files(store: LatentStore) -> bool:
+    """Whether a store holds the very files that its sources saw, and not pictures made of them, or none."""
+    return store.metadata.images == ORIGINAL_IMAGES
 
 
 def draw_rows(store: LatentStore, modality: str, n_images: int, seed: int) -> NDArray[np.int64]:
@@ -109,16 +138,16 @@ def draw_rows(store: LatentStore, modality: str, n_images: int, seed: int) -> ND
 def open_again(
     store: LatentStore, modality: str, open_source: Callable[[LatentSpec, str], "LatentSource"], device: str
 ) -> "LatentSource":
-    """The source that made a modality, found by its recipe.
+    """The source that made a modality, found by its recipe or by the last one that was adopted for it.
 
     Raises:
         SourceError: if it cannot be opened.
         RecipeMismatchError: if what is found makes other latents.
     """
-    recipe = store.recipe(modality)
+    recipe = next(iter(adopted_recipes(store.path, store.recipe(modality))), store.recipe(modality))
     fields = recipe.model_dump(include={"modality", "source", "parameters", "seed"})
     if recipe.format.vocabulary is None:
-        fields["dtype"] = recipe.format.dtype
+        fields["dtype"] = recipe.format.built_dtype
     spec = LatentSpec.model_validate(fields)
     try:
         source = open_source(spec, device)
@@ -126,28 +155,22 @@ def open_again(
         raise SourceError(
             f"latents of `{modality}` cannot be computed again: {error.message}", hint=error.hint or "name modalities"
         ) from error
-    if source.recipe.hash != recipe.hash:
-        old, new = (one.model_dump(mode="json") for one in (recipe, source.recipe))
+    if source.recipe.hash != recipe.as_built.hash:
+        old, new = (one.model_dump(mode="json") for one in (recipe.as_built, source.recipe))
         source.close()
         raise RecipeMismatchError(
             f"`{recipe.source}` is another source here than the one that made `{modality}` of `{store.path}`:"
             f" {'; '.join(changed_fields(old, new))}",
-            hint="install the version of source and weights that made the store",
+            hint="install the version of source and weights that made the store, or show by `dla cache adopt` that this"
+            " one makes the same",
         )
     return source
 
 
 def views_of(store: LatentStore, image_root: Path | None, images: Sequence[StoredImage], size: int) -> Iterator[Pixels]:
     """What a source sees of each image, uint8 [3, size, size]."""
-    if image_root is None:
-        store.layout_of(IMAGES)
-    stored = store.read_images(np.array([image.row for image in images])) if image_root is None else None
-    for place, image in enumerate(images):
-        if stored is not None:
-            content = stored[place]
-        else:
-            assert image_root is not None
-            content = read_image_bytes(path_of(image_root, image.uri), image)
+    contents = image_contents(store, image_root, [image.row for image in images])
+    for image, content in zip(images, contents, strict=True):
         yield centre_square(decode_image(content, image.image_id), size)
 
 

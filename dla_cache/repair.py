@@ -35,10 +35,11 @@ def withdraw_damaged(
 ) -> dict[int, CommitRecord]:
     """Reads each committed shard among `shards`, and takes out of the log those with a problem that `verify` names.
 
-    Intact shards stay committed at any moment, whenever the process dies.
+    Intact shards stay committed at any moment, whenever the process dies. Records of shards that are not planned, which
+    nobody could make, go with them.
 
     Returns:
-        The records that were taken out, by shard index.
+        The records that were taken out and are to be made again, by shard index.
     """
     committed = store.committed(series)
     damaged: dict[int, CommitRecord] = {}
@@ -48,8 +49,9 @@ def withdraw_damaged(
             if any(True for _ in shard_problems(store, series, shard, record)):
                 damaged[shard.index] = record
             on_checked(shard)
-    if damaged:
-        store.withdraw(series, damaged)
+    stray = {index: record for index, record in committed.items() if not 0 <= index < len(store.shards)}
+    if damaged or stray:
+        store.withdraw(series, damaged | stray)
     return damaged
 
 

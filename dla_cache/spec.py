@@ -61,6 +61,39 @@ LARGEST_LATENT = 2**28
 """Numbers in one latent: far above what any generator makes, and what a forged store may not ask memory for."""
 
 
+SMALL_IMAGE_SIZE = 256
+"""Shorter side in pixels, enough for crops that a model sees with 224."""
+
+SMALL_IMAGE_QUALITY = 90
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
+
+
+class Quantisation(StrictModel):
+    """What the int8 of a modality stand for: `float32(int8) * scale + offset`, along the channel axis.
+
+    Both are float32 numbers, a scale one of at most 16 significant bits: then the product is exact, and every way to
+    compute this in float32 or wider gives the same float32.
+    """
+
+    scale: tuple[Annotated[Finite, Field(gt=0)], ...]
+    """One for each channel: the distance from one number that can be stored to the next."""
+    offset: tuple[Finite, ...]
+    """One for each channel: what 0 stands for."""
+
+    @model_validator(mode="after")
+    def _stands_for_float32(self) -> Self:
+        if len(self.scale) != len(self.offset):
+            raise ValueError(f"{len(self.scale)} scales, {len(self.offset)} offsets")
+        pairs = zip(self.scale, self.offset, strict=True)
+        if any(128 * scale + abs(offset) > LARGEST_FLOAT32 for scale, offset in pairs):
+            raise ValueError("an int8 would stand for a number beyond float32")
+        return self
+
+
 class LatentFormat(StrictModel):
     """How one sample of a modality looks in the store."""
 
@@ -70,7 +103,13 @@ class LatentFormat(StrictModel):
     axes: tuple[Literal["channel", "height", "width", "token", "codebook", "step", "frequency", "time"], ...]
     """The meaning of each axis of `shape`: a flip of the image turns `height` and `width`. `token` and `step` may be
     shorter in a sample, all others are as long as `shape` says."""
-    dtype: Literal["float16", "float32", "uint8", "int16", "int32"]
+    dtype: Literal["float16", "float32", "bfloat16", "int8", "uint8", "int16", "int32"]
+    """What lies on disk; codes are uint8, int16 or int32. A reader gets `read_dtype`."""
+    quantisation: Quantisation | None = None
+    """What the numbers stand for; int8 only."""
+    rounded_from: tuple[Literal["float16", "float32", "bfloat16"], ...] = ()
+    """The dtypes that the numbers had on disk before `dla cache convert` made fewer bits of them, the first one first:
+    rounding twice gives other numbers than rounding once."""
     vocabulary: Annotated[int, Field(gt=0)] | None = None
     """Number of codes; codes only."""
     space: str = ""
@@ -82,16 +121,30 @@ class LatentFormat(StrictModel):
             raise ValueError(f"`axes` names {len(self.axes)} axes, `shape` has {len(self.shape)}")
         if (self.kind == "codes") != (self.vocabulary is not None):
             raise ValueError("`vocabulary` belongs to codes and only to codes")
-        if (self.kind == "codes") == self.dtype.startswith("float"):
+        if (self.kind == "codes") != (self.dtype in ("uint8", "int16", "int32")):
             raise ValueError(f"`{self.kind}` cannot be stored as `{self.dtype}`")
         if math.prod(self.shape) > LARGEST_LATENT:
             raise ValueError(f"a latent of shape {list(self.shape)} has more than {LARGEST_LATENT:,} numbers")
+        if (self.dtype == "int8") != (self.quantisation is not None):
+            raise ValueError("`quantisation` belongs to int8 and only to int8")
+        if self.quantisation is not None and len(self.quantisation.scale) != self.shape[self.channel_axis]:
+            raise ValueError(f"`quantisation` is of {len(self.quantisation.scale)} channels, `shape` of another number")
         return self
 
     @property
     def channel_axis(self) -> int:
         """The axis of one sample along which statistics are kept: channels, or codebooks."""
         return self.axes.index("codebook" if self.kind == "codes" else "channel")
+
+    @property
+    def read_dtype(self) -> str:
+        """Of the numbers that a reader gets, by NumPy's name."""
+        return "float32" if self.dtype in ("bfloat16", "int8") else self.dtype
+
+    @property
+    def built_dtype(self) -> str:
+        """What lay on disk when a source had made the latents, before any conversion."""
+        return self.rounded_from[0] if self.rounded_from else self.dtype
 
 
 class LatentSpec(StrictModel):
@@ -104,8 +157,9 @@ class LatentSpec(StrictModel):
     """The source's own settings; it refuses those it does not know."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Recipe seed; a sample's seed derives from it, the modality and the image ID."""
-    dtype: Literal["float16", "float32"] = "float16"
-    """Stored dtype of continuous latents; codes take the smallest integer that holds them."""
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Stored dtype of continuous latents; codes take the smallest integer that holds them. int8 needs the range of all
+    latents, so `dla cache convert` makes it of a store that is there."""
 
 
 class CacheSpec(StrictModel):
@@ -118,8 +172,22 @@ class CacheSpec(StrictModel):
     """Splits of the manifest to build; all when absent."""
     layout: Literal["zarr", "webdataset"] = "zarr"
     """How the store lies on disk: arrays for Zarr clients, or tars for WebDataset readers."""
-    images: Literal["none", "original"] = "none"
-    """Whether the store holds the images, too, as the bytes of their files; then it needs no image folder."""
+    images: Literal["none", "original", "jpeg", "raw"] = "none"
+    """Whether the store holds the images, too, so that training needs no image folder: the bytes of their files, or
+    smaller pictures made of them, as JPEG or as plain RGB (PPM)."""
+    image_size: Annotated[int, Field(gt=0)] = SMALL_IMAGE_SIZE
+    """Of `jpeg` and `raw`: the shorter side in pixels. Smaller images stay as they are."""
+    image_quality: Annotated[int, Field(ge=1, le=100)] = SMALL_IMAGE_QUALITY
+    """Of `jpeg`: libjpeg's scale."""
+
+    @model_validator(mode="after")
+    def _settings_of_images_have_a_use(self) -> Self:
+        # Their defaults pass anywhere: a spec as `--dry-run` prints it is a spec.
+        if self.images not in ("jpeg", "raw") and self.image_size != SMALL_IMAGE_SIZE:
+            raise ValueError(f"`image_size` is of images as `jpeg` or `raw`, not as `{self.images}`")
+        if self.images != "jpeg" and self.image_quality != SMALL_IMAGE_QUALITY:
+            raise ValueError(f"`image_quality` is of images as `jpeg`, not as `{self.images}`")
+        return self
 
     @model_validator(mode="after")
     def _one_entry_per_modality(self) -> Self:
@@ -145,9 +213,57 @@ class Recipe(StrictModel):
     writer_version: int = WRITER_VERSION
 
     @property
+    def as_built(self) -> Self:
+        """The recipe that the latents had before any conversion to fewer bits."""
+        built = {"dtype": self.format.built_dtype, "quantisation": None, "rounded_from": ()}
+        return self.model_copy(update={"format": self.format.model_copy(update=built)})
+
+    @property
     def hash(self) -> str:
         """sha256 of the canonical JSON of this recipe, hexadecimal."""
         return hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()
+
+
+ImageEncoding = Literal["original", "jpeg", "raw"]
+"""How a store holds images."""
+
+
+class ImageRecipe(StrictModel):
+    """Everything that decides the bytes that a store holds of images, beside the images themselves."""
+
+    encoding: ImageEncoding
+    """`original`: the bytes of their files, with the sha256 of their rows. Else pictures made of them."""
+    size: Annotated[int, Field(gt=0)] | None = None
+    """Shorter side in pixels at most, of made pictures."""
+    quality: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Of JPEG."""
+    made_by: str | None = None
+    """Name and version of the libraries that made the pictures: other ones may make other bytes."""
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> Self:
+        is_made = self.encoding != "original"
+        fits = ((self.size is not None) == is_made, (self.made_by is not None) == is_made)
+        if not all(fits) or (self.quality is not None) != (self.encoding == "jpeg"):
+            raise ValueError(f"these are not the fields of images as `{self.encoding}`")
+        return self
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Its fields as JSON has them, without those it has no use for."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def __str__(self) -> str:
+        settings = (f"{name.replace('_', ' ')} {value}" for name, value in self.facts.items() if name != "encoding")
+        return ", ".join([self.encoding, *settings])
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the canonical JSON of this recipe, hexadecimal."""
+        return hashlib.sha256(canonical_json(self.facts).encode()).hexdigest()
+
+
+ORIGINAL_IMAGES = ImageRecipe(encoding="original")
 
 
 def canonical_json(value: Any) -> str:

@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from dla_cache.card import card_text
-from dla_cache.durable import make_folder, sync_folder, write_durably
+from dla_cache.durable import make_folder, read_file, sync_folder, write_durably
 from dla_cache.errors import CorruptShardError, MissingLatentError, StoreError, name_some
-from dla_cache.housekeeping import is_card, prune_store
+from dla_cache.housekeeping import has_card, prune_store
 from dla_cache.shards import Shard
 from dla_cache.store import LatentStore, open_store
 from dla_cache.store.commits import CommitRecord
 from dla_cache.store.layout import open_shard
 from dla_cache.store.metadata import read_metadata, sole_writer
 from dla_cache.store.parts import CARD, STAGING, UNFINISHED
+from dla_cache.store.row_files import write_rows
 from dla_cache.store.rows import RowTable
 from dla_cache.verify import VerifyReport, shard_problems, verify_store
 
@@ -153,7 +154,7 @@ def _plan_for(path: Path, table: "_Rows", asked: Collection[str], doomed_bytes: 
 
 def _with_shards_counted(path: Path, plan: TakedownReport) -> TakedownReport:
     store = open_store(path)
-    rows = frozenset(image.row for image in store.rows if image.image_id in plan.removed)
+    rows = frozenset(map(store.rows.row_of, plan.removed))
     return replace(plan, shards_rewritten=len(_units(store, rows)))
 
 
@@ -164,7 +165,7 @@ def _has_work(path: Path, plan: TakedownReport) -> bool:
 def _rewrite_all(path: Path, on_progress: Callable[[int, int, str], None] | None) -> tuple[int, list[str]]:
     """Rewrites what can be of a store whose `sole_writer` this is: how many shards it were, and which are damaged."""
     store = open_store(path)
-    units = _units(store, frozenset(image.row for image in store.rows if image.removed))
+    units = _units(store, store.rows.removed_rows)
     prune_store(store)
     rewritten, damaged = 0, []
     for done, unit in enumerate(units, start=1):
@@ -179,7 +180,7 @@ def _rewrite_all(path: Path, on_progress: Callable[[int, int, str], None] | None
             store.consolidate(series)
         if (path / STAGING).is_dir():
             shutil.rmtree(path / STAGING)
-        if is_card(path / CARD) or not (path / CARD).exists():
+        if has_card(path / CARD) or not (path / CARD).exists():
             write_durably(path / CARD, card_text(store).encode())
     return rewritten, damaged
 
@@ -222,19 +223,16 @@ def _refuse_faults(damaged: Sequence[str], problems: Sequence[str]) -> None:
 
 
 def _bury(path: Path, removed: Sequence[str]) -> None:
-    """Writes the tombstones: the plan first, then the row table, then the main file, which vouches for it."""
+    """Writes the tombstones: the plan first, then the new row table, then the main file, by which it counts."""
     table = _read_rows(path)
-    content = table.rows.without(removed).to_parquet()
-    rows_sha256 = hashlib.sha256(content).hexdigest()
     plan = {
         "removed": sorted(table.rows.removed_ids.union(removed)),
         "sha256": sorted(table.sha256_of(set(removed))),
-        "rows_sha256": [hashlib.sha256((path / "rows.parquet").read_bytes()).hexdigest(), rows_sha256],
     }
     write_durably(path / UNFINISHED, json.dumps(plan).encode())
-    write_durably(path / "rows.parquet", content)
-    for name, text in read_metadata(path, rows_sha256=rows_sha256).files(rows_sha256).items():
-        if (path / name).read_bytes() != text:
+    rows = table.rows.without(removed)
+    for name, text in replace(read_metadata(path), rows=rows).files(write_rows(path, rows)).items():
+        if read_file(path / name) != text:
             write_durably(path / name, text)
 
 
@@ -262,14 +260,11 @@ def _read_rows(path: Path) -> _Rows:
     if not (path / UNFINISHED).is_file():
         return _Rows(open_store(path).rows, frozenset())
     try:
-        plan = json.loads((path / UNFINISHED).read_bytes())
-        content = (path / "rows.parquet").read_bytes()
-        if hashlib.sha256(content).hexdigest() not in plan["rows_sha256"]:
-            raise ValueError("the row table is neither the one before nor the one after")
+        plan = json.loads(read_file(path / UNFINISHED))
         removed, sha256 = set(plan["removed"]), frozenset(plan["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"`{path / UNFINISHED}` is damaged: {error}", hint="restore it from a copy") from error
-    return _Rows(RowTable.from_parquet(content).without(removed), sha256)
+    return _Rows(open_store(path).rows.without(removed), sha256)
 
 
 def _units(store: LatentStore, rows: frozenset[int]) -> list[Unit]:
@@ -301,13 +296,13 @@ def _rewrite(store: LatentStore, unit: Unit) -> bool:
     if not staging.is_dir():
         record = store.committed(series)[index]
         contents = store.encode_shard(series, shard, _payloads(store, series, shard, record, files))
-        is_without = contents == tuple(path.read_bytes() for path in files)
+        is_without = contents == tuple(read_file(path) for path in files)
         if is_without and not any(shard_problems(store, series, shard, record)):
             return False
         if not is_without and _sha256_of(files) != record.file_sha256:
             raise _damaged(store, series, shard, files[0], "it is not the file that was committed")
         _stage(staging, record, contents)
-    record = CommitRecord.model_validate_json((staging / RECORD).read_bytes())
+    record = CommitRecord.model_validate_json(read_file(staging / RECORD))
     payloads = _payloads(store, series, shard, record, [staging / str(number) for number in range(len(files))])
     store.replace_shard(shard, payloads, record)
     # By one rename, too: half a copy would count as a whole one.
@@ -342,7 +337,7 @@ def _payloads(store: LatentStore, series: str, shard: Shard, record: CommitRecor
         CorruptShardError: if a file or one of these payloads is damaged.
     """
     try:
-        contents = [path.read_bytes() for path in files]
+        contents = [read_file(path) for path in files]
         opened = open_shard(store.layout_of(series), contents, len(shard), record.size_bytes)
         payloads, damaged = opened.gather(store.kept_rows(shard) - shard.start)
     except (OSError, ValueError) as error:
@@ -359,5 +354,5 @@ def _damaged(store: LatentStore, series: str, shard: Shard, path: Path, fault: s
 def _sha256_of(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
-        digest.update(path.read_bytes())
+        digest.update(read_file(path))
     return digest.hexdigest()

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dla_cache.images import Pixels, centre_square, decode_image, resize_shorter_side
-from dla_cache.pairs import Decode, PairBatch, PairStream
+from dla_cache.decoded import Decode
+from dla_cache.images import Pixels, centre_square, decode_image, shrink
+from dla_cache.pairs import PairBatch, PairStream
 from dla_cache.store import LatentStore
 from trainer.views import ViewConfig, draw_views, view_images
 
@@ -24,7 +25,7 @@ class Batch:
 
     image_ids: tuple[str, ...]
     pixels: Tensor
-    """float32 [B, 3, H, W], the training view, normalised."""
+    """float32 [B, 3, H, W], the training view, normalised; [B, 0] of a run that sees no images."""
     latents: dict[str, Tensor]
     """Raw latents of the whole image: float32, or int64 codes."""
     labels: Tensor
@@ -76,7 +77,12 @@ class PairSource:
         view: ViewConfig,
         seed: int,
         device: str,
+        sees_images: bool = True,
     ) -> None:
+        """
+        Args:
+            sees_images: False for a probe, which is then spared from reading and decoding them.
+        """
         self.store = store
         self.images = images
         self.image_size = image_size
@@ -85,10 +91,11 @@ class PairSource:
         self.view = view
         self.seed = seed
         self.device = device
+        self.sees_images = sees_images
 
     def training(self, roles: Sequence[Role]) -> Callable[[int], Generator[Batch, None, None]]:
         """Endless shuffled batches from a step on, the roles' images one after another in each."""
-        decode = self._decode_original if self.view.is_cropped else self._decode_centre
+        decode = self._decode_for_crops if self.view.is_cropped else self._decode_for_centres
         streams = [self._stream(role, self.modalities, decode, shuffle=True, drop_last=True) for role in roles]
 
         def batches(step: int) -> Generator[Batch, None, None]:
@@ -108,7 +115,7 @@ class PairSource:
 
         def batches() -> Iterator[Batch]:
             for pairs in stream.epoch_once():
-                yield self._batch([pairs], self.pixel_scale.apply(torch.from_numpy(np.stack(pairs.pixels))))
+                yield self._batch([pairs], self._centres(pairs) if self.sees_images else _no_pixels([pairs]))
 
         return batches
 
@@ -121,7 +128,8 @@ class PairSource:
             role.splits,
             role.batch_size,
             seed=self.seed,
-            decode=decode,
+            decode=decode if self.sees_images else None,
+            images=self.sees_images,
             modalities=modalities,
             shuffle=shuffle,
             drop_last=drop_last,
@@ -130,12 +138,24 @@ class PairSource:
     def _decode_centre(self, data: bytes, image_id: str) -> Pixels:
         return centre_square(decode_image(data, image_id), self.image_size)
 
-    def _decode_original(self, data: bytes, image_id: str) -> Pixels:
+    def _decode_for_centres(self, data: bytes, image_id: str) -> Pixels:
+        return centre_square(self._decode_enough(data, image_id, self.image_size), self.image_size)
+
+    def _decode_for_crops(self, data: bytes, image_id: str) -> Pixels:
         # So small the smallest crop still has `image_size` pixels a side; a camera's picture would fill the memory.
-        return shrink(decode_image(data, image_id), math.ceil(self.image_size / math.sqrt(self.view.scale_min)))
+        side = math.ceil(self.image_size / math.sqrt(self.view.scale_min))
+        return shrink(self._decode_enough(data, image_id, side), side)
+
+    def _decode_enough(self, data: bytes, image_id: str, side: int) -> Pixels:
+        return decode_image(data, image_id, min_side=side if self.view.scaled_decode else None)
 
     def _joined(self, parts: Sequence[PairBatch]) -> Batch:
+        if not self.sees_images:
+            return self._batch(parts, _no_pixels(parts))
         return self._batch(parts, self.pixel_scale.apply(torch.cat([self._viewed(part) for part in parts])))
+
+    def _centres(self, part: PairBatch) -> Tensor:
+        return self.pixel_scale.apply(torch.from_numpy(np.stack(part.pixels)))
 
     def _viewed(self, part: PairBatch) -> Tensor:
         aspects = np.array([pixels.shape[2] / pixels.shape[1] for pixels in part.pixels])
@@ -155,9 +175,8 @@ class PairSource:
         )
 
 
-def shrink(pixels: Pixels, shorter_side: int) -> Pixels:
-    """An image uint8 [3, H, W] at most so large, its aspect kept."""
-    return pixels if min(pixels.shape[1:]) <= shorter_side else resize_shorter_side(pixels, shorter_side)
+def _no_pixels(parts: Sequence[PairBatch]) -> Tensor:
+    return torch.empty(sum(len(part.image_ids) for part in parts), 0)
 
 
 def seen_by(role: Role, part: PairBatch) -> PairBatch:

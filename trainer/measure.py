@@ -68,6 +68,7 @@ def measure_run(
         view=config.view,
         seed=config.seed,
         device=device,
+        sees_images=config.kind != "probe",
     )
     batches = pairs.evaluation(Role(tuple(splits), EVALUATION_BATCH_SIZE), modalities)
     total, done = len(rows) * (1 if isinstance(run.task, StudentTask) else 2), 0

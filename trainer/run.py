@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dla_cache.errors import RecipeMismatchError, SpecError, name_some
-from dla_cache.spec import StrictModel, parse_spec
+from dla_cache.spec import ORIGINAL_IMAGES, StrictModel, parse_spec
 from dla_cache.store import LatentStore, open_store
 from dla_cache.store.rows import StoredImage
 from trainer.checkpoint import fitting, load_checkpoint, write_atomically
@@ -110,6 +110,7 @@ def _train_locked(
         view=config.view,
         seed=config.seed,
         device=config.device,
+        sees_images=config.kind != "probe",
     )
     roles = [Role(config.roles.labelled, config.labelled_per_batch)]
     if config.roles.transfer:
@@ -195,6 +196,8 @@ def data_facts(
         )
     recipes = {name: store.recipe(name) for name in store.modalities}
     seen = wanted if target_run is None else target_run.facts.modalities
+    # A probe sees no pixels, and its store may gain images.
+    from_store = store.metadata.images if config.images is None and config.kind != "probe" else None
     facts = DataFacts(
         class_names=tuple(store.class_names),
         is_multi_label=store.rows.is_multi_label,
@@ -204,6 +207,7 @@ def data_facts(
         rows_sha256=digest_of_rows(store),
         latents_sha256={name: store.content_hash([name]) for name in seen if name in recipes},
         teacher_sha256=target_run.weights_sha256 if target_run is not None else None,
+        images=from_store or ORIGINAL_IMAGES,
     )
     if target_run is not None:
         if kind_of_labels(target_run.facts) != kind_of_labels(facts):

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from dla_cache.durable import make_folder, writing_to
 from dla_cache.errors import CheckpointError, RecipeMismatchError, SpecError
-from dla_cache.spec import LatentFormat, StrictModel, canonical_json, load_yaml
+from dla_cache.spec import ORIGINAL_IMAGES, ImageRecipe, LatentFormat, StrictModel, canonical_json, load_yaml
 from dla_cache.store import LatentStore
 from trainer.checkpoint import start_again, write_atomically
 from trainer.config import PLACES, RunConfig, resolve_run
@@ -42,6 +42,8 @@ class DataFacts(StrictModel):
     """Modality → content hash of the latents that the run, or what it learns from, sees."""
     teacher_sha256: str | None
     """Of the weights it learns from."""
+    images: ImageRecipe = ORIGINAL_IMAGES
+    """What it decodes: the files of the images, or smaller pictures that the store holds of them."""
 
 
 class RunResult(StrictModel):
@@ -166,6 +168,7 @@ def check_same_run(folder: Path, config: RunConfig, begun: DataFacts, facts: Dat
     same = {
         "classes": (begun.class_names, begun.is_multi_label) == (facts.class_names, facts.is_multi_label),
         "images, splits or labels": begun.rows_sha256 == facts.rows_sha256,
+        "pictures of the images": begun.images == facts.images,
     }
     same |= {
         f"latents of `{name}`": facts.latents_sha256.get(name) == was for name, was in begun.latents_sha256.items()

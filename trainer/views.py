@@ -38,6 +38,9 @@ class ViewConfig(StrictModel):
     ratio_max: Annotated[float, Field(gt=0)] = 1.0
     horizontal_flip: bool = False
     """Whether every second view, on average, is mirrored. Latents stay those of the whole image."""
+    scaled_decode: bool = False
+    """Whether a JPEG with far more pixels than views need is decoded at 1/2, 1/4 or 1/8 of its size: several times
+    faster, and not to the pixel the same. Evaluation decodes all of it."""
 
     @model_validator(mode="after")
     def _bounds_are_ordered(self) -> Self:

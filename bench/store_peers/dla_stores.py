@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from serving import CODES, SHAPE, SIDE, Samples
 
-from dla_cache.spec import LatentFormat, Modality, Recipe
+from dla_cache.spec import ORIGINAL_IMAGES, LatentFormat, Modality, Recipe
 from dla_cache.store import create_store
 from dla_cache.store.rows import RowTable, StoredImage
 
@@ -40,7 +40,7 @@ def write_store(samples: Samples, folder: Path, layout: str) -> None:
     images = list(samples.images())
     rows = make_rows([hashlib.sha256(image).hexdigest() for image in images])
     recipes = {"shape": LATENTS_RECIPE, "audio": CODES_RECIPE}
-    store = create_store(folder, rows, [], SHARD_SIZE, recipes, layout=layout, images="original")
+    store = create_store(folder, rows, [], SHARD_SIZE, recipes, layout=layout, images=ORIGINAL_IMAGES)
     for shard in store.shards:
         part = slice(shard.start, shard.stop)
         store.write_shard("shape", shard, samples.latents[part], seconds=0, device="cpu")

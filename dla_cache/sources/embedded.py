@@ -127,10 +127,9 @@ class EmbeddedFlow:
         self.device = device
         self.recipe = embedded_recipe(spec, MODALITIES[self.weights], digest, self.parameters)
 
-    def encode(self, pixels: NDArray[np.uint8], seeds: Sequence[int]) -> NDArray[np.floating]:
-        """Raw latents [B, 8, 4, 4] of pixels uint8 [B, 3, 32, 32], in the dtype of the recipe."""
-        latents = encode_in_chunks(self._encode_chunk, pixels, seeds)
-        return latents.astype(np.dtype(self.recipe.format.dtype))
+    def encode(self, pixels: NDArray[np.uint8], seeds: Sequence[int]) -> NDArray[np.float32]:
+        """Raw latents [B, 8, 4, 4] of pixels uint8 [B, 3, 32, 32]; the store rounds them."""
+        return encode_in_chunks(self._encode_chunk, pixels, seeds)
 
     def _encode_chunk(self, pixels: Tensor, seeds: Sequence[int]) -> Tensor:
         noise = noise_for(seeds, LATENT_SHAPE)
@@ -154,10 +153,9 @@ class EmbeddedRidge:
         self.device = device
         self.recipe = embedded_recipe(spec, MODALITIES[self.weights], digest, parameters)
 
-    def encode(self, pixels: NDArray[np.uint8], seeds: Sequence[int]) -> NDArray[np.floating]:
-        """Raw latents [B, 8, 4, 4] of pixels uint8 [B, 3, 32, 32], in the dtype of the recipe."""
-        latents = encode_in_chunks(self._encode_chunk, pixels, seeds)
-        return latents.astype(np.dtype(self.recipe.format.dtype))
+    def encode(self, pixels: NDArray[np.uint8], seeds: Sequence[int]) -> NDArray[np.float32]:
+        """Raw latents [B, 8, 4, 4] of pixels uint8 [B, 3, 32, 32]; the store rounds them."""
+        return encode_in_chunks(self._encode_chunk, pixels, seeds)
 
     def _encode_chunk(self, pixels: Tensor, _seeds: Sequence[int]) -> Tensor:
         latents: Tensor = self.ridge(pixels.to(self.device))

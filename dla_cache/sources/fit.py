@@ -32,7 +32,7 @@ from dla_cache.sources.networks import (
     read_weights,
 )
 from dla_cache.spec import StrictModel
-from dla_cache.store.metadata import changed_fields
+from dla_cache.store.creation import changed_fields
 
 Count = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]

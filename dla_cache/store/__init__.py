@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dla_cache.spec import Recipe
+from dla_cache.spec import ImageRecipe, Recipe
+from dla_cache.store.creation import create_metadata
 from dla_cache.store.latent_store import LatentStore
-from dla_cache.store.layout import NO_IMAGES
-from dla_cache.store.metadata import LAYOUTS, StoreMetadata, create_metadata, find_layout
+from dla_cache.store.metadata import LAYOUTS, StoreMetadata, find_layout
 from dla_cache.store.rows import RowTable
 
 __all__ = ["LatentStore", "create_store", "open_store"]
@@ -29,13 +29,15 @@ def create_store(
     recipes: Mapping[str, Recipe],
     *,
     layout: str | None = None,
-    images: str = NO_IMAGES,
+    images: ImageRecipe | None = None,
+    append: bool = False,
 ) -> LatentStore:
     """A new store, or the one at `path` if it agrees: the same spec shares it, another is refused.
 
     Args:
         layout: `zarr` or `webdataset`; None for that of the store there is, or `zarr`.
-        images: `original` to hold the images' own bytes, too; a store that has them keeps them anyway.
+        images: how to hold the images, too; a store that has them keeps them anyway.
+        append: adds to a store those of `rows` that it has not, from a new shard on.
 
     Raises:
         RecipeMismatchError: if layout, row table, class map, shard size or a recipe differ, saying how.
@@ -43,5 +45,5 @@ def create_store(
     """
     chosen = LAYOUTS[layout] if layout is not None else find_layout(path) or LAYOUTS["zarr"]
     wanted = StoreMetadata(chosen, rows, tuple(class_names), shard_size, dict(sorted(recipes.items())), images)
-    create_metadata(path, wanted)
+    create_metadata(path, wanted, append=append)
     return LatentStore(path)

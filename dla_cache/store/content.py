@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from dla_cache.errors import LatentShapeError, NonFiniteLatentError, name_some
 from dla_cache.spec import LatentFormat, Recipe, canonical_json
+from dla_cache.store.precision import decode_numbers, encode_numbers, is_storable
 
 MODULUS = 2**256
 
@@ -18,7 +19,7 @@ Payload = bytes | NDArray[np.uint8]
 def checked_latents(
     latents: NDArray[np.generic], latent_format: LatentFormat, image_ids: Sequence[str]
 ) -> NDArray[np.generic]:
-    """What a source put out, [n, *shape] in the stored dtype, little endian.
+    """What is stored of what a source put out, [n, *shape] in the dtype on disk, little endian.
 
     Floats may come wider than they are stored; integers of any width, within the vocabulary.
 
@@ -33,30 +34,45 @@ def checked_latents(
             f" for {name_some(image_ids)}",
             hint="the source and its recipe disagree: mend the source",
         )
-    stored = np.dtype(latent_format.dtype).newbyteorder("<")
-    if (latents.dtype.kind == "f") != (stored.kind == "f") or latents.dtype.kind not in "fiu":
+    is_continuous = latent_format.vocabulary is None
+    if (latents.dtype.kind == "f") != is_continuous or latents.dtype.kind not in "fiu":
         raise LatentShapeError(
             f"the source put out `{latents.dtype}`, its recipe declares `{latent_format.dtype}`"
             f" for {name_some(image_ids)}",
             hint="the source and its recipe disagree: mend the source",
         )
     if latent_format.vocabulary is None:
-        with np.errstate(over="ignore"):
-            samples = latents.astype(stored)
-        good = np.isfinite(samples)
+        samples = encode_numbers(latents, latent_format)
+        good = is_storable(samples, latent_format)
         problem, hint = (
             f"NaN, infinity or a value beyond `{latent_format.dtype}`",
             "store `dtype: float32`, or look at these images and at the source's parameters",
         )
     else:
         codes = latents.astype(np.int64)
-        samples = codes.astype(stored)
+        samples = encode_numbers(codes, latent_format)
         good = (codes >= 0) & (codes < latent_format.vocabulary)
         problem, hint = f"a code outside [0, {latent_format.vocabulary})", "the source and its recipe disagree"
     bad = [image_ids[row] for row in np.flatnonzero(~good.all(axis=tuple(range(1, good.ndim)))).tolist()]
     if bad:
         raise NonFiniteLatentError(f"the source put out {problem} for {name_some(list(dict.fromkeys(bad)))}", hint=hint)
     return samples
+
+
+def as_stored(
+    latents: NDArray[np.generic], latent_format: LatentFormat, image_ids: Sequence[str]
+) -> NDArray[np.generic]:
+    """What a store makes of what a source put out: the same numbers as a reader of that store gets, [n, *shape].
+
+    Rounded as often as the stored ones were.
+
+    Raises:
+        LatentShapeError, NonFiniteLatentError: as of `checked_latents`.
+    """
+    for dtype in latent_format.rounded_from:
+        before = latent_format.model_copy(update={"dtype": dtype, "quantisation": None, "rounded_from": ()})
+        latents = decode_numbers(checked_latents(latents, before, image_ids), before)
+    return decode_numbers(checked_latents(latents, latent_format, image_ids), latent_format)
 
 
 def content_sum(image_ids: Iterable[str], payloads: Iterable[Payload]) -> int:
@@ -76,10 +92,15 @@ def content_sum(image_ids: Iterable[str], payloads: Iterable[Payload]) -> int:
     return total % MODULUS
 
 
-def content_hash(image_ids: Sequence[str], sums: Iterable[tuple[Recipe, Iterable[int]]]) -> str:
+def content_hash(image_ids: Iterable[str], sums: Iterable[tuple[Recipe, Iterable[int]]]) -> str:
     """sha256 over the IDs in row order and, per modality, its recipe and the sum of its samples.
 
     Every sample is hashed under its ID, so the order of IDs is the order of samples too.
     """
     parts = sorted((recipe.hash, f"{sum(shard_sums) % MODULUS:064x}") for recipe, shard_sums in sums)
-    return hashlib.sha256(canonical_json([list(image_ids), parts]).encode()).hexdigest()
+    # The canonical JSON of `[IDs, parts]`, without ever holding ten million IDs.
+    digest = hashlib.sha256(b"[[")
+    for place, image_id in enumerate(image_ids):
+        digest.update(f"{',' if place else ''}{canonical_json(image_id)}".encode())
+    digest.update(f"],{canonical_json(parts)}]".encode())
+    return digest.hexdigest()

@@ -6,10 +6,11 @@ that; little endian, nothing between. With it a payload is found without reading
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from struct import Struct
 from typing import Any
 
-import google_crc32c
 import numpy as np
+from fastcrc.crc32 import iscsi as crc32c
 from numpy.typing import NDArray
 
 from dla_cache.store.layout import CRC_BYTES, with_crc32c
@@ -17,6 +18,7 @@ from dla_cache.store.layout import CRC_BYTES, with_crc32c
 MAGIC = b"dlaindex"
 
 ENTRY = np.dtype([("offset", "<u8"), ("size", "<u8"), ("crc32c", "<u4")])
+ONE_ENTRY = Struct("<QQI")
 
 
 def encode_index(offsets: Sequence[int], payloads: Sequence[bytes]) -> bytes:
@@ -24,7 +26,7 @@ def encode_index(offsets: Sequence[int], payloads: Sequence[bytes]) -> bytes:
     entries = np.zeros(len(payloads), ENTRY)
     entries["offset"] = offsets
     entries["size"] = [len(payload) for payload in payloads]
-    entries["crc32c"] = [google_crc32c.value(payload) for payload in payloads]
+    entries["crc32c"] = [crc32c(payload) for payload in payloads]
     return with_crc32c(MAGIC + entries.tobytes())
 
 
@@ -52,16 +54,17 @@ class IndexedShard:
     """Payloads of any sizes in one file."""
 
     content: Any
-    entries: NDArray[np.void]
+    entries: bytes
+
+    def payload(self, row: int) -> tuple[bytes, bool]:
+        """The payload of a row of the shard, and whether it has its checksum."""
+        offset, size, checksum = ONE_ENTRY.unpack_from(self.entries, row * ENTRY.itemsize)
+        payload = self.content[offset : offset + size]
+        return payload, crc32c(payload) == checksum
 
     def gather(self, local: NDArray[np.int64]) -> tuple[list[bytes], list[int]]:
-        chosen = self.entries[local]
-        places = zip(chosen["offset"].tolist(), chosen["size"].tolist(), strict=True)
-        payloads = [self.content[offset : offset + size] for offset, size in places]
-        checksums = zip(payloads, chosen["crc32c"].tolist(), strict=True)
-        return payloads, [
-            place for place, (payload, crc32c) in enumerate(checksums) if google_crc32c.value(payload) != crc32c
-        ]
+        found = [self.payload(row) for row in local.tolist()]
+        return [payload for payload, _ in found], [place for place, (_, intact) in enumerate(found) if not intact]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,4 +83,4 @@ class BlobLayout:
 
     def open(self, contents: Sequence[Any], n_rows: int) -> IndexedShard:
         blob, index = contents
-        return IndexedShard(blob, parse_index(index, n_rows, len(blob)))
+        return IndexedShard(blob, parse_index(index, n_rows, len(blob)).tobytes())

@@ -6,8 +6,6 @@ records only, never the files: rows that were not computed would read as zeros f
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dla_cache.durable import write_durably, writing_to
-from dla_cache.errors import CorruptShardError, ImageError, IncompleteBuildError, MissingLatentError, name_some
-from dla_cache.shards import Shard, plan_shards
+from dla_cache.errors import ImageError, IncompleteBuildError, MissingLatentError, name_some
+from dla_cache.shards import Shard, ShardPlan
 from dla_cache.spec import Recipe
-from dla_cache.store.commits import CommitLog, CommitRecord
+from dla_cache.store.commits import CommitLog, CommitRecord, Records
 from dla_cache.store.content import Payload, checked_latents, content_hash, content_sum
-from dla_cache.store.layout import (
-    IMAGES,
-    OpenShard,
-    SeriesLayout,
-    commits_folder,
-    open_shard,
-    payload_bytes,
-    stored_dtype,
-)
-from dla_cache.store.metadata import hash_of_images, how_to_go_on, read_metadata, unchanged_rows
-from dla_cache.store.reading import RowsWatch, map_file
-from dla_cache.store.statistics import LatentStatistics, SplitStatistics, measure, merge_statistics
-
-MAX_OPEN_SHARDS = 512
-"""Mapped shard files at a time; each holds a file descriptor, of which a process usually has 1024."""
+from dla_cache.store.layout import IMAGES, SeriesLayout, commits_folder, payload_bytes, rows_of
+from dla_cache.store.metadata import how_to_go_on, read_metadata, unchanged_rows
+from dla_cache.store.parts import refuse_links
+from dla_cache.store.precision import from_payloads, measure_error, to_payloads
+from dla_cache.store.reading import ShardMaps, require_rows
+from dla_cache.store.statistics import LatentStatistics, SplitStatistics, StoredError, measure, merge_statistics
 
 
 class LatentStore:
@@ -46,12 +35,10 @@ class LatentStore:
         self.rows = self.metadata.rows
         self.class_names = self.metadata.class_names
         self.shard_size = self.metadata.shard_size
-        self.shards = plan_shards(len(self.rows), self.shard_size)
-        self._removed = frozenset(image.row for image in self.rows if image.removed)
+        self.shards = ShardPlan(self.rows.spans, self.shard_size)
         self._layouts = self.metadata.series
         self._logs = {series: CommitLog(commits_folder(path, series)) for series in self._layouts}
-        self._rows_watch = RowsWatch(path, self.metadata)
-        self._open = lru_cache(MAX_OPEN_SHARDS)(self._open_shard)
+        self._maps = ShardMaps(path, self.metadata, self.shards, self._logs)
 
     def __reduce__(self) -> tuple[type["LatentStore"], tuple[Path]]:
         return LatentStore, (self.path,)  # maps of files do not travel to another process
@@ -94,7 +81,8 @@ class LatentStore:
         """The hash of what a series is, as its commit records say it."""
         if series == IMAGES:
             self.layout_of(IMAGES)
-            return hash_of_images(self.metadata.images)
+            assert self.metadata.images is not None
+            return self.metadata.images.hash
         return self.recipe(series).hash
 
     def layout_of(self, series: str) -> SeriesLayout:
@@ -112,7 +100,7 @@ class LatentStore:
             self.recipe(series)
         return self._layouts[series]
 
-    def committed(self, series: str) -> dict[int, CommitRecord]:
+    def committed(self, series: str) -> Records:
         """The records of all committed shards by shard index, as the disk has them now."""
         self.layout_of(series)
         return self._logs[series].read()
@@ -144,7 +132,7 @@ class LatentStore:
 
     def kept_rows(self, shard: Shard) -> NDArray[np.int64]:
         """The rows of a shard whose images were not removed, [n]."""
-        return np.array([row for row in range(shard.start, shard.stop) if not self.rows[row].removed], np.int64)
+        return self.rows.kept_rows_of(shard)
 
     def shard_files(self, series: str, shard: int) -> tuple[Path, ...]:
         """The files of a shard, the one with the payloads first."""
@@ -155,7 +143,14 @@ class LatentStore:
         return self.shard_files(series, shard)[0]
 
     def write_shard(
-        self, modality: str, shard: Shard, latents: NDArray[np.generic], *, seconds: float, device: str
+        self,
+        modality: str,
+        shard: Shard,
+        latents: NDArray[np.generic],
+        *,
+        seconds: float,
+        device: str,
+        error: StoredError | None = None,
     ) -> bool:
         """Writes and commits the raw latents [n, *shape] of one shard; whether it was this call that committed it.
 
@@ -165,25 +160,28 @@ class LatentStore:
         the next attempt overwrites its leftovers, after it all is safe. A shard that is committed
         already, maybe meanwhile by another process, stays as it is.
 
+        Args:
+            error: what was lost before. It stands in the record unless something is lost here, which is measured.
+
         Raises:
             LatentShapeError, NonFiniteLatentError: if the latents are not what the recipe declares.
             StoreError: if the disk refuses, does not give back what was written, or images were removed from the
                 store since it was opened.
         """
         latent = self.recipe(modality).format
-        samples = np.ascontiguousarray(checked_latents(latents, latent, self.rows.kept_ids_of(shard)))
-        payloads = samples.view(np.uint8).reshape(len(samples), payload_bytes(latent))
-        return self._commit(modality, shard, payloads, seconds=seconds, device=device)
+        stored = checked_latents(latents, latent, self.rows.kept_ids_of(shard))
+        told = {"seconds": seconds, "device": device, "error": measure_error(latents, stored, latent) or error}
+        return self._commit(modality, shard, to_payloads(stored), **told)
 
     def write_images(self, shard: Shard, contents: Sequence[bytes], *, seconds: float) -> bool:
-        """Writes and commits the files of one shard's images, as `write_shard` does with latents.
+        """Writes and commits one shard's images as the store holds them, as `write_shard` does with latents.
 
         Raises:
-            ImageError: if they are not the files of the row table.
+            ImageError: if they are to be the files of the row table, and are not.
             StoreError: as of `write_shard`.
         """
         self.layout_of(IMAGES)
-        changed = self.rows.changed_images(self.kept_rows(shard).tolist(), contents)
+        changed = self.metadata.changed_images(self.kept_rows(shard).tolist(), contents)
         if changed:
             raise ImageError(
                 f"not the files of the row table: {name_some([self.rows.image_ids[row] for row in changed])}",
@@ -191,13 +189,11 @@ class LatentStore:
             )
         return self._commit(IMAGES, shard, contents, seconds=seconds, device="cpu")
 
-    def _commit(self, series: str, shard: Shard, payloads: Any, *, seconds: float, device: str) -> bool:
+    def _commit(self, series: str, shard: Shard, payloads: Any, **told: Any) -> bool:  # `told`: see the record
         with unchanged_rows(self.path, self.metadata):
-            return self._logs[series].commit_once(
-                shard.index, lambda: self._write(series, shard, payloads, seconds=seconds, device=device)
-            )
+            return self._logs[series].commit_once(shard.index, lambda: self._write(series, shard, payloads, **told))
 
-    def _write(self, series: str, shard: Shard, payloads: Any, *, seconds: float, device: str) -> CommitRecord:
+    def _write(self, series: str, shard: Shard, payloads: Any, **told: Any) -> CommitRecord:
         contents = self.encode_shard(series, shard, payloads)
         digest = hashlib.sha256()
         for path, content in zip(self.shard_files(series, shard.index), contents, strict=True):
@@ -212,8 +208,7 @@ class LatentStore:
             content_sum=f"{content_sum(self.rows.kept_ids_of(shard), payloads):064x}",
             recipe_hash=self.recipe_hash(series),
             statistics=self.measure_shard(series, shard, payloads),
-            seconds=seconds,
-            device=device,
+            **told,
         )
 
     def replace_shard(self, shard: Shard, payloads: Any, before: CommitRecord) -> None:
@@ -222,27 +217,26 @@ class LatentStore:
         Whoever calls this is the `sole_writer` of the store.
 
         Args:
-            before: the shard's record as it was; series, seconds and device stay.
+            before: the shard's record as it was; series, seconds, device and error stay.
         """
         series, log = before.modality, self._logs[before.modality]
         log.withdraw({index: record for index, record in log.read().items() if index == shard.index})
-        log.commit_once(
-            shard.index, lambda: self._write(series, shard, payloads, seconds=before.seconds, device=before.device)
-        )
+        told = {"seconds": before.seconds, "device": before.device, "error": before.error}
+        log.commit_once(shard.index, lambda: self._write(series, shard, payloads, **told))
 
     def encode_shard(self, series: str, shard: Shard, payloads: Sequence[Payload]) -> tuple[bytes, ...]:
         """The bytes of a shard's files, of the payloads of its `kept_rows`."""
         following = iter(payloads)
-        images = self.rows[shard.start : shard.stop]
-        whole = [None if image.removed else bytes(next(following)) for image in images]
-        return self.layout_of(series).encode([image.image_id for image in images], whole)
+        rows, gone = range(shard.start, shard.stop), self.rows.removed_rows
+        whole = [None if row in gone else bytes(next(following)) for row in rows]
+        return self.layout_of(series).encode(self.rows.ids_of(rows), whole)
 
     def measure_shard(self, series: str, shard: Shard, payloads: Any) -> dict[str, SplitStatistics]:
         """The statistics of each split of a shard, as its record keeps them; none of images."""
         if series == IMAGES:
             return {}
         samples = self._samples(series, payloads)
-        splits = np.array([self.rows[row].split for row in self.kept_rows(shard).tolist()])
+        splits = np.array(self.rows.splits_of(self.kept_rows(shard).tolist()))
         axis = self.recipe(series).format.channel_axis
         return {str(split): measure(samples[splits == split], axis) for split in np.unique(splits)}
 
@@ -258,11 +252,12 @@ class LatentStore:
     def consolidate(self, series: str, *, at_least: int = 0) -> None:
         """Merges the commit records of a series into one file, if that many lie about."""
         with writing_to(self.path):
+            refuse_links(self.path)
             if self._logs[series].loose_files() >= at_least:
-                self._logs[series].consolidate()
+                self._logs[series].consolidate(loose=at_least > 0)
 
     def read(self, modality: str, rows: NDArray[np.int64]) -> NDArray[np.generic]:
-        """Raw latents [B, *shape] in the stored dtype, in the order of `rows`; every CRC is checked.
+        """Raw latents [B, *shape] in `LatentFormat.read_dtype`, in the order of `rows`; every CRC is checked.
 
         Args:
             rows: int64 [B], any order, repetitions allowed.
@@ -271,10 +266,11 @@ class LatentStore:
             MissingLatentError: if a row's shard is not committed, or there is no such row.
             CorruptShardError: if a file or a payload is damaged, naming shard and images.
         """
-        gathered = np.empty((len(rows), payload_bytes(self.recipe(modality).format)), np.uint8)
-        for places, payloads in self._gather(modality, rows):
-            gathered[places] = payloads
-        return self._samples(modality, gathered)
+        payloads = np.empty((len(rows), payload_bytes(self.recipe(modality).format)), np.uint8)
+        targets = rows_of(payloads)
+        found = self._find(modality, rows)
+        self._maps.refuse_damage(modality, rows, [at for at, shard, row in found if not shard.copy(row, targets[at])])
+        return self._samples(modality, payloads)
 
     def present(self, modality: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which images have a latent of a modality, [B]: all, in a store by itself."""
@@ -282,66 +278,38 @@ class LatentStore:
         return np.ones(len(rows), bool)
 
     def read_images(self, rows: NDArray[np.int64]) -> list[bytes]:
-        """The files of images, in the order of `rows`; CRC and sha256 of each are checked.
+        """Images as the store holds them, in the order of `rows`; the CRC of each is checked.
+
+        Their sha256 are not: they were compared when the images were written, and `verify_store` does it again.
 
         Raises:
             MissingLatentError: if the store holds no images, a row's shard is not committed, or there is no such row.
             CorruptShardError: if a file or an image is damaged, naming shard and images.
         """
-        contents = [b""] * len(rows)
-        for places, payloads in self._gather(IMAGES, rows):
-            for place, payload in zip(places.tolist(), payloads, strict=True):
-                contents[place] = payload
-        changed = self.rows.changed_images(np.asarray(rows).tolist(), contents)
-        if changed:
-            shard = changed[0] // self.shard_size
-            raise self._damaged(IMAGES, shard, "an image does not have the sha256 of its row", changed[:1])
+        contents, damaged = [b""] * len(rows), []
+        for place, shard, row in self._find(IMAGES, rows):
+            contents[place], is_intact = shard.payload(row)
+            if not is_intact:
+                damaged.append(place)
+        self._maps.refuse_damage(IMAGES, rows, damaged)
         return contents
 
-    def _gather(self, series: str, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Any]]:
-        """Checked payloads shard by shard, and at which places of `rows` they are asked for."""
+    def _find(self, series: str, rows: NDArray[np.int64]) -> Iterator[tuple[int, Any, int]]:
+        """In the order of the files: the place in `rows`, the shard that it is of, and its row in there."""
         self.layout_of(series)
         rows = np.asarray(rows, np.int64)
-        if len(rows) and not (rows.min() >= 0 and rows.max() < len(self.rows)):
-            raise MissingLatentError(f"rows lie in [0, {len(self.rows)}), asked for [{rows.min()}, {rows.max()}]")
-        removed = [self.rows.image_ids[row] for row in rows.tolist() if row in self._removed] if self._removed else []
-        if removed:
-            raise MissingLatentError(f"{len(removed)} images were removed from `{self.path}`: {name_some(removed)}")
-        # In row order a shard's samples are neighbours: one gather a shard.
+        require_rows(self.rows, rows, self.path)
         order = np.argsort(rows, kind="stable")
-        ordered = rows[order]
-        shards = ordered // self.shard_size
-        starts = np.flatnonzero(np.diff(shards, prepend=-1))
-        for start, stop in pairwise([*starts.tolist(), len(rows)]):
-            shard = int(shards[start])
-            payloads, damaged = self._open(series, shard).gather(ordered[start:stop] - shard * self.shard_size)
-            if damaged:
-                where = ordered[start:stop][damaged].tolist()
-                raise self._damaged(series, shard, "a sample does not have its checksum", where)
-            yield order[start:stop], payloads
-
-    def _open_shard(self, series: str, shard: int) -> OpenShard:
-        record = self._logs[series].find(shard)
-        planned = self.shards[shard]
-        try:
-            if record is None:
-                raise self._not_committed(series, shard)
-            if record.n_rows != len(planned):
-                raise ValueError(f"its record is of {record.n_rows} images, {len(planned)} are planned")
-            contents = [map_file(path) for path in self.shard_files(series, shard)]
-            return open_shard(self.layout_of(series), contents, record.n_rows, record.size_bytes)
-        except MissingLatentError:
-            raise
-        except (OSError, ValueError) as error:
-            if self.committed(series).get(shard) != record:  # rewritten since its record was read
-                return self._open_shard(series, shard)
-            raise self._damaged(series, shard, str(error), range(planned.start, planned.stop)) from error
-        finally:
-            self._rows_watch.require_same()  # only now: see there
+        shards, locals_ = np.divmod(rows[order], self.shard_size)
+        opened, number = None, -1
+        # Nothing here is done shard by shard: in a full permutation of many shards each has one row of a batch.
+        for place, shard, local in zip(order.tolist(), shards.tolist(), locals_.tolist(), strict=True):
+            if shard != number:
+                opened, number = self._maps.open(series, shard), shard
+            yield place, opened, local
 
     def _samples(self, modality: str, payloads: NDArray[np.uint8]) -> NDArray[np.generic]:
-        latent = self.recipe(modality).format
-        return np.ascontiguousarray(payloads).view(stored_dtype(latent)).reshape(len(payloads), *latent.shape)
+        return from_payloads(payloads, self.recipe(modality).format)
 
     def statistics(self, modality: str, splits: Sequence[str]) -> LatentStatistics:
         """Per-channel statistics over all images of some splits, from the commit records.
@@ -355,8 +323,8 @@ class LatentStore:
         shards = np.unique(self.rows_of(splits) // self.shard_size).tolist()
         for shard in shards:
             if shard not in committed:
-                raise self._not_committed(modality, shard)
-        self._rows_watch.require_same()
+                raise self._maps.not_committed(modality, shard)
+        self._maps.rows_watch.require_same()
         parts = [committed[shard].statistics for shard in shards]
         return merge_statistics([part[split] for part in parts for split in sorted(part.keys() & set(splits))])
 
@@ -376,21 +344,5 @@ class LatentStore:
         for modality in chosen:
             committed = self.committed(modality)
             sums.append([int(committed[shard.index].content_sum, 16) for shard in self.shards])
-        self._rows_watch.require_same()
-        return content_hash(self.rows.kept_ids, list(zip(map(self.recipe, chosen), sums, strict=True)))
-
-    def _not_committed(self, series: str, shard: int) -> MissingLatentError:
-        planned = self.shards[shard]
-        return MissingLatentError(
-            f"shard {shard} of `{series}` in `{self.path}` is not committed:"
-            f" {len(planned)} images from `{self.rows.image_ids[planned.start]}` on are not there",
-            hint=how_to_go_on(self.path),
-        )
-
-    def _damaged(self, series: str, shard: int, problem: str, rows: Sequence[int]) -> CorruptShardError:
-        return CorruptShardError(
-            f"shard {shard} of `{series}` is damaged at {name_some([self.rows.image_ids[row] for row in rows])}:"
-            f" {problem} (`{self.shard_path(series, shard)}`)",
-            hint=f"`dla cache verify {self.path}` lists all damage; restore the file from a copy,"
-            " or run its `dla cache build` with `--repair`",
-        )
+        self._maps.rows_watch.require_same()
+        return content_hash(self.rows.iter_kept_ids(), list(zip(map(self.recipe, chosen), sums, strict=True)))

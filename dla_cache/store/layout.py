@@ -12,21 +12,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import google_crc32c
 import numpy as np
+from fastcrc.crc32 import iscsi as crc32c
 from numpy.typing import NDArray
 
+from dla_cache.durable import read_file
 from dla_cache.errors import StoreError
 from dla_cache.spec import LatentFormat, Recipe, canonical_json
 
-FORMAT = 2
-"""Raised when a store of the old layout can no longer be read by the new code; 1 kept no hash of its row table."""
+FORMAT = "v1"
+"""Written down and frozen in docs/format.md; before it there were previews, numbered 1 and 2."""
 
 IMAGES = "images"
 """The series of image bytes; no modality has this name."""
-
-NO_IMAGES = "none"
-"""Encoding of the images in a store that does not hold them."""
 
 CRC_BYTES = 4
 
@@ -38,6 +36,16 @@ class OpenShard(Protocol):
         """The payloads of some rows of the shard, and which of them do not have their checksum.
 
         Payloads are copies: an array uint8 [b, payload_bytes] for latents, a list of b `bytes` for images.
+        """
+
+
+class LatentShard(OpenShard, Protocol):
+    """A shard whose payloads have one size."""
+
+    def copy(self, row: int, target: memoryview) -> bool:
+        """Copies the payload of a row of the shard to `target`, uint8 [payload_bytes]; whether it has its checksum.
+
+        The copy is what is checked: what others do to the file in between does not get out unseen.
         """
 
 
@@ -109,8 +117,8 @@ def open_shard(layout: SeriesLayout, contents: Sequence[Any], n_rows: int, size_
 
 
 def stored_dtype(latent: LatentFormat) -> np.dtype[Any]:
-    """Of the numbers on disk, little endian."""
-    return np.dtype(latent.dtype).newbyteorder("<")
+    """Of the numbers on disk, little endian: bfloat16, which NumPy does not know, lies there as its bits."""
+    return np.dtype("uint16" if latent.dtype == "bfloat16" else latent.dtype).newbyteorder("<")
 
 
 def payload_bytes(latent: LatentFormat) -> int:
@@ -122,16 +130,24 @@ def commits_folder(store: Path, series: str) -> Path:
     return store / "commits" / series
 
 
-def crc32c_of_rows(rows: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """CRC32C of each row of [B, n]; rows need contiguous bytes."""
-    frozen = rows.view()
-    frozen.flags.writeable = False  # google_crc32c takes read-only arrays only
-    return np.fromiter(map(google_crc32c.value, frozen), np.uint32, count=len(rows))
+def gather_latents(
+    shard: LatentShard, size_bytes: int, local: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], list[int]]:
+    """`OpenShard.gather` of a shard whose payloads have `size_bytes` each."""
+    payloads = np.empty((len(local), size_bytes), np.uint8)
+    targets = enumerate(zip(local.tolist(), rows_of(payloads), strict=True))
+    return payloads, [place for place, (row, target) in targets if not shard.copy(row, target)]
+
+
+def rows_of(payloads: NDArray[np.uint8]) -> list[memoryview]:
+    """Each row of contiguous [B, n] as a memoryview, much cheaper to make and to fill than a NumPy array."""
+    whole, size = payloads.reshape(-1).data, payloads.shape[1]
+    return [whole[start : start + size] for start in range(0, payloads.size, size)]
 
 
 def with_crc32c(content: bytes) -> bytes:
     """Bytes and then their CRC32C, little endian."""
-    return content + int(google_crc32c.value(content)).to_bytes(CRC_BYTES, "little")
+    return content + crc32c(content).to_bytes(CRC_BYTES, "little")
 
 
 def sealed(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,7 +162,7 @@ def read_json(path: Path) -> Any:
         ValueError: naming the file, if it is no JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_file(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"`{path.name}` is no JSON: {error}") from error
 

@@ -1,9 +1,10 @@
 """The row table: which image has which row. Everything else in a store follows it."""
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain, groupby
 from typing import overload
 
 import numpy as np
@@ -11,104 +12,225 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dla_cache.errors import MissingLatentError, StoreError, name_some
-from dla_cache.manifest import Label, Manifest, label_of_cell, label_type
-from dla_cache.parquet import from_parquet, to_parquet
+from dla_cache.manifest import Label, Manifest
 from dla_cache.shards import Shard
+from dla_cache.store.row_blocks import (
+    BLOCK_ROWS,
+    RowBlock,
+    StoredImage,
+    hex_to_binary,
+    schema_of,
+    table_of,
+)
+from dla_cache.store.row_parts import RowPart, is_same_part, merged, parts_of, stretches_of
 
+__all__ = ["RowPart", "RowTable", "StoredImage"]
 
-def schema_of(*, is_multi_label: bool) -> pa.Schema:
-    """The columns of a row table."""
-    return pa.schema(
-        [
-            ("row", pa.int64()),
-            ("image_id", pa.string()),
-            ("sha256", pa.string()),
-            ("split", pa.string()),
-            ("label", label_type(is_multi_label=is_multi_label)),
-            ("uri", pa.string()),
-            # A removed image keeps its row and its ID, and nothing else.
-            ("removed", pa.bool_()),
-        ]
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class StoredImage:
-    """One row: an image as the manifest of the build knew it."""
-
-    row: int
-    image_id: str
-    sha256: str
-    split: str
-    label: Label | None
-    uri: str
-    removed: bool = False
+Rows = Sequence[int] | NDArray[np.int64]
+"""Row numbers."""
 
 
 class RowTable:
-    """The images of a store in row order; row numbers are 0, 1, 2, …"""
+    """The images of a store in row order. Row numbers rise; where images were appended some may be skipped.
 
-    def __init__(self, images: Sequence[StoredImage], *, is_multi_label: bool = False) -> None:
+    Rows are read when they are asked for, a block at a time: a table of ten million images opens in no time.
+    """
+
+    def __init__(self, images: Iterable[StoredImage] = (), *, is_multi_label: bool = False) -> None:
         """
         Args:
+            images: by rising row numbers.
             is_multi_label: whether labels are tuples of class indices.
         """
-        self.images = tuple(images)
+        self._take(parts_of(table_of(list(images), is_multi_label=is_multi_label)), is_multi_label)
+
+    def _take(self, parts: Sequence[RowPart], is_multi_label: bool) -> None:
+        self.parts = tuple(parts)
         self.is_multi_label = is_multi_label
+        self._starts = [part.start for part in self.parts]
+        self._n_rows = sum(part.n_rows for part in self.parts)
+        self.end = self.parts[-1].stop if self.parts else 0
+        """One more than the last row's number."""
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[RowPart], *, is_multi_label: bool) -> "RowTable":
+        """A table of parts by rising rows, which are read when they are needed."""
+        table = cls.__new__(cls)
+        table._take(parts, is_multi_label)
+        return table
+
+    @classmethod
+    def from_manifest(cls, manifest: Manifest, *, first_row: int = 0) -> "RowTable":
+        """Rows in the manifest's order."""
+        n_rows, listed = len(manifest), manifest.table
+        columns = {
+            "row": pa.array(np.arange(first_row, first_row + n_rows)),
+            "sha256": hex_to_binary(listed["sha256"]),
+            "removed": pa.array(np.zeros(n_rows, bool)),
+        }
+        schema = schema_of(is_multi_label=manifest.is_multi_label)
+        table = pa.table([columns[name] if name in columns else listed[name] for name in schema.names], schema=schema)
+        return cls.of_parts(parts_of(table), is_multi_label=manifest.is_multi_label)
 
     def __len__(self) -> int:
-        return len(self.images)
+        """Rows, those of removed images too."""
+        return self._n_rows
 
     @overload
     def __getitem__(self, row: int) -> StoredImage: ...
     @overload
     def __getitem__(self, row: slice) -> tuple[StoredImage, ...]: ...
     def __getitem__(self, row: int | slice) -> StoredImage | tuple[StoredImage, ...]:
-        return self.images[row]
+        if isinstance(row, slice):
+            wanted = range(*row.indices(self.end))
+            return tuple(self[number] for number in wanted if self._part_at(number) is not None)
+        block, place = self._place_of(row)
+        return block.image(place)
 
     def __iter__(self) -> Iterator[StoredImage]:
-        return iter(self.images)
+        return chain.from_iterable(block.images() for block in self._blocks())
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, RowTable) and self.images == other.images and self.is_multi_label == other.is_multi_label
-        )
+        if not isinstance(other, RowTable):
+            return NotImplemented
+        if (len(self), self.end, self.is_multi_label) != (len(other), other.end, other.is_multi_label):
+            return False
+        if [(part.start, part.n_rows) for part in self.parts] != [(part.start, part.n_rows) for part in other.parts]:
+            return all(one == two for one, two in zip(self, other, strict=True))
+        return all(map(is_same_part, self.parts, other.parts))
 
     __hash__ = None  # type: ignore[assignment]
 
-    @cached_property
-    def image_ids(self) -> tuple[str, ...]:
-        return tuple(image.image_id for image in self.images)
+    def _blocks(self) -> Iterator[RowBlock]:
+        return chain.from_iterable(part.blocks() for part in self.parts)
 
-    @cached_property
+    def _part_at(self, row: int) -> RowPart | None:
+        part = self.parts[bisect_right(self._starts, row) - 1] if self.parts else None
+        return part if part is not None and part.start <= row < part.stop else None
+
+    def _place_of(self, row: int) -> tuple[RowBlock, int]:
+        part = self._part_at(row)
+        if part is None:
+            raise IndexError(f"there is no row {row}")
+        number, place = divmod(row - part.start, BLOCK_ROWS)
+        return part.block(number), place
+
+    def _places_of(self, rows: Rows) -> Iterable[tuple[RowBlock, int]]:
+        if len(self.parts) != 1:
+            return map(self._place_of, rows)
+        (part,) = self.parts
+        local = np.asarray(rows, np.int64) - part.start
+        if len(local) and not 0 <= local.min() <= local.max() < part.n_rows:
+            raise IndexError(f"there are no rows from {local.min() + part.start} to {local.max() + part.start}")
+        numbers, places = np.divmod(local, BLOCK_ROWS)
+        return zip(map(part.block, numbers.tolist()), places.tolist(), strict=True)
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Where rows follow each other without a gap: start and stop of each stretch."""
+        spans: list[tuple[int, int]] = []
+        for part in self.parts:
+            if spans and spans[-1][1] == part.start:
+                spans[-1] = (spans[-1][0], part.stop)
+            else:
+                spans.append((part.start, part.stop))
+        return spans
+
+    def known(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which numbers are rows of the table, those of removed images too."""
+        known = np.zeros(len(rows), bool)
+        for start, stop in self.spans:
+            known |= (rows >= start) & (rows < stop)
+        return known
+
+    @property
+    def image_ids(self) -> "ImageIds":
+        """Every image's ID by its row, those of removed images too."""
+        return ImageIds(self)
+
+    def ids_of(self, rows: Rows) -> tuple[str, ...]:
+        """The IDs of some rows, in their order."""
+        return tuple([block.image_id(place) for block, place in self._places_of(rows)])
+
+    def labels_of(self, rows: Rows) -> list[Label | None]:
+        """The labels of some rows, in their order."""
+        return [block.labels[place] for block, place in self._places_of(rows)]
+
+    def splits_of(self, rows: Rows) -> list[str]:
+        """The splits of some rows, in their order."""
+        found: list[str] = []
+        for _, run in groupby(self._places_of(rows), key=lambda at: id(at[0])):
+            places = list(run)
+            column = places[0][0].column("split")
+            found += column.take(pa.array([place for _, place in places])).to_pylist()
+        return found
+
+    @property
+    def n_kept(self) -> int:
+        """Images that were not removed."""
+        return len(self) - sum(part.n_removed for part in self.parts)
+
+    def kept(self) -> Iterator[StoredImage]:
+        """The images that were not removed, in row order."""
+        return (image for image in self if not image.removed)
+
+    @property
     def kept_ids(self) -> tuple[str, ...]:
         """The IDs in row order without those of removed images."""
-        return tuple(image.image_id for image in self.images if not image.removed)
+        return tuple(self.iter_kept_ids())
+
+    def iter_kept_ids(self) -> Iterator[str]:
+        """The same, one after another."""
+        for block in self._blocks():
+            ids = block.column("image_id").to_pylist()
+            yield from (image_id for image_id, gone in zip(ids, block.removed.tolist(), strict=True) if not gone)
+
+    @cached_property
+    def removed_rows(self) -> frozenset[int]:
+        found = []
+        for part in self.parts:
+            if part.n_removed:
+                gone = np.concatenate([block.removed for block in part.blocks()])
+                found += (np.flatnonzero(gone) + part.start).tolist()
+        return frozenset(found)
 
     @cached_property
     def removed_ids(self) -> frozenset[str]:
-        return frozenset(image.image_id for image in self.images if image.removed)
+        return frozenset(self.ids_of(sorted(self.removed_rows)))
 
     @cached_property
     def splits(self) -> frozenset[str]:
-        return frozenset(image.split for image in self.images if not image.removed)
+        return frozenset(split for part in self.parts for split in part.images_by_split)
+
+    def images_of(self, split: str) -> int:
+        """How many images a split has."""
+        return sum(part.images_by_split.get(split, 0) for part in self.parts)
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
-        return {image.image_id: image.row for image in self.images if not image.removed}
+        gone = self.removed_rows
+        rows = chain.from_iterable(range(part.start, part.stop) for part in self.parts)
+        return {image_id: row for image_id, row in zip(self.image_ids, rows, strict=True) if row not in gone}
+
+    def kept_rows_of(self, shard: Shard) -> NDArray[np.int64]:
+        """The rows of a shard whose images were not removed, [n]."""
+        rows = np.arange(shard.start, shard.stop)
+        gone = [row for row in self.removed_rows if shard.start <= row < shard.stop] if self.removed_rows else []
+        return np.setdiff1d(rows, np.array(gone, np.int64), assume_unique=True) if gone else rows
 
     def kept_ids_of(self, shard: Shard) -> tuple[str, ...]:
-        """Those of a shard."""
-        return tuple(image.image_id for image in self.images[shard.start : shard.stop] if not image.removed)
+        """Their IDs."""
+        return self.ids_of(self.kept_rows_of(shard).tolist())
 
     def without(self, image_ids: Collection[str]) -> "RowTable":
-        """The same rows, those of these images as of removed ones."""
-        doomed = frozenset(image_ids)
-        images = [
-            replace(image, sha256="", uri="", label=None, removed=True) if image.image_id in doomed else image
-            for image in self
-        ]
-        return RowTable(images, is_multi_label=self.is_multi_label)
+        """The same rows, those of these images as of removed ones; parts without any of them stay what they are."""
+        doomed = pa.array(sorted(image_ids), pa.string())
+        parts = []
+        for part in self.parts:
+            blocks = [block.without(doomed) for block in part.blocks()]
+            is_same = sum(int(block.removed.sum()) for block in blocks) == part.n_removed
+            parts.append(part if is_same else RowPart.of_blocks(part.start, blocks))
+        return RowTable.of_parts(parts, is_multi_label=self.is_multi_label)
 
     def row_of(self, image_id: str) -> int:
         """The row of an image.
@@ -119,7 +241,7 @@ class RowTable:
         try:
             return self._row_of[image_id]
         except KeyError:
-            if image_id in self.image_ids:
+            if image_id in self.removed_ids:
                 raise MissingLatentError(
                     f"image `{image_id}` was removed from the store",
                     hint="only its ID is kept; a `takedown.json` in the store says that images are being removed:"
@@ -127,7 +249,7 @@ class RowTable:
                 ) from None
             raise MissingLatentError(
                 f"the store has no image `{image_id}`",
-                hint="its `rows.parquet` lists the IDs, and so does the manifest",
+                hint="its row table lists the IDs, and so does the manifest",
             ) from None
 
     def rows_of(self, splits: Sequence[str] | None = None) -> NDArray[np.int64]:
@@ -142,8 +264,9 @@ class RowTable:
                 f"the store has no image of split {name_some(absent)}",
                 hint=f"its splits are {', '.join(f'`{split}`' for split in sorted(self.splits))}",
             )
-        chosen = self.splits if splits is None else set(splits)
-        return np.array([image.row for image in self if image.split in chosen and not image.removed], np.int64)
+        chosen = sorted(self.splits if splits is None else set(splits))
+        stretches = chain.from_iterable(stretches_of(part, chosen) for part in self.parts)
+        return np.concatenate([np.empty(0, np.int64), *merged(stretches)])
 
     def changed_images(self, rows: Sequence[int], contents: Sequence[bytes]) -> list[int]:
         """Those rows whose image, of these files in the order of `rows`, does not have the sha256 of the table."""
@@ -153,37 +276,33 @@ class RowTable:
             if hashlib.sha256(content).hexdigest() != self[row].sha256
         ]
 
-    def to_parquet(self) -> bytes:
-        schema = schema_of(is_multi_label=self.is_multi_label)
-        columns = {name: [getattr(image, name) for image in self.images] for name in schema.names}
-        return to_parquet(pa.table(columns, schema=schema))
 
-    @classmethod
-    def from_parquet(cls, content: bytes) -> "RowTable":
-        """The table in the bytes of a file.
+class ImageIds(Sequence[str]):
+    """The IDs of a table as a sequence by row numbers."""
 
-        Raises:
-            StoreError: if they are no row table.
-        """
-        try:
-            table = from_parquet(content)
-            is_multi_label = pa.types.is_list(table.schema.field("label").type)
-            table = table.cast(schema_of(is_multi_label=is_multi_label))
-        except (ValueError, KeyError, NotImplementedError) as error:
-            raise StoreError(f"`rows.parquet` is no row table: {error}", hint="restore it from a copy") from error
-        images = [StoredImage(**row | {"label": label_of_cell(row["label"])}) for row in table.to_pylist()]
-        rows = cls(images, is_multi_label=is_multi_label)
-        if any(image.row != row for row, image in enumerate(rows)):
-            raise StoreError("`rows.parquet` skips a row", hint="a newer dla may have written it: upgrade")
-        return rows
+    def __init__(self, table: RowTable) -> None:
+        self._table = table
 
-    @classmethod
-    def from_manifest(cls, manifest: Manifest) -> "RowTable":
-        """Rows in the manifest's order."""
-        return cls(
-            [
-                StoredImage(row, image.image_id, image.sha256, image.split, image.label, image.uri)
-                for row, image in enumerate(manifest.rows())
-            ],
-            is_multi_label=manifest.is_multi_label,
-        )
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, row: int | slice) -> str | tuple[str, ...]:
+        if isinstance(row, slice):
+            return tuple(self)[row]
+        block, place = self._table._place_of(row)
+        return block.image_id(place)
+
+    def __iter__(self) -> Iterator[str]:
+        return chain.from_iterable(block.column("image_id").to_pylist() for block in self._table._blocks())
+
+    def __contains__(self, image_id: object) -> bool:
+        return any(image_id == known for known in self)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Iterable) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]

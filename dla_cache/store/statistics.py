@@ -1,4 +1,4 @@
-"""Moments of latents that merge: kept per shard and split, put together for any set of splits."""
+"""Moments of latents, and of the error of storing them, that merge: kept per shard, put together for any shards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +25,21 @@ class SplitStatistics(StrictModel):
     """Of the population, over images and positions."""
     minimum: tuple[float, ...]
     maximum: tuple[float, ...]
+
+
+class StoredError(StrictModel):
+    """How far the stored latents of one shard are from those that were handed over, as its commit record keeps it.
+
+    Measured once, when they were written: nothing can tell it later. Statistics, hashes and sums are those of the
+    stored numbers and can be computed again.
+    """
+
+    count: Annotated[int, Field(gt=0)]
+    """Images that were written, be it that some were removed since; not values."""
+    rms: tuple[float, ...]
+    """Per channel, root of the mean square, over images and positions."""
+    max_abs: tuple[float, ...]
+    """Per channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,4 +94,23 @@ def merge_statistics(parts: Sequence[SplitStatistics]) -> LatentStatistics:
         std=np.sqrt(variance),
         minimum=np.min([part.minimum for part in parts], axis=0),
         maximum=np.max([part.maximum for part in parts], axis=0),
+    )
+
+
+def merge_errors(parts: Sequence[tuple[int, StoredError | None]]) -> StoredError | None:
+    """The error of several shards together; None if nothing was lost in any.
+
+    Args:
+        parts: of each shard its number of images, and the error that its record keeps.
+    """
+    found = [error for _, error in parts if error is not None]
+    if not found:
+        return None
+    counts = np.array([error.count if error is not None else n_images for n_images, error in parts], np.float64)
+    nothing = np.zeros(len(found[0].rms))
+    squares = np.array([np.square(error.rms) if error is not None else nothing for _, error in parts])
+    return StoredError(
+        count=int(counts.sum()),
+        rms=tuple(np.sqrt(np.average(squares, axis=0, weights=counts)).tolist()),
+        max_abs=tuple(np.max([error.max_abs for error in found], axis=0).tolist()),
     )

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fastcrc.crc32 import iscsi as crc32c
 from numpy.typing import NDArray
 
 from dla_cache.spec import LatentFormat, Modality, Recipe
-from dla_cache.store.index import IndexedShard, encode_index, parse_index
-from dla_cache.store.layout import IMAGES, crc32c_of_rows, payload_bytes, read_json, sealed, stored_dtype
+from dla_cache.store.index import ENTRY, ONE_ENTRY, IndexedShard, encode_index, parse_index
+from dla_cache.store.layout import IMAGES, gather_latents, payload_bytes, read_json, sealed, stored_dtype
 from dla_cache.store.tar_bytes import BLOCK_BYTES, encode_tar, image_suffix
 
 NPY_ALIGNMENT = 64
@@ -24,17 +25,20 @@ NPY_ALIGNMENT = 64
 class TarShard:
     """Members of one size in a tar, each at the beginning of a block."""
 
-    windows: NDArray[np.uint8]
-    """Whatever `member` bytes begin at each block, [n_blocks, member]: a view, so that a batch is one gather."""
-    entries: NDArray[np.void]
+    content: memoryview
+    entries: bytes
     header_bytes: int
     """Of a member, before the payload."""
+    payload_bytes: int
+
+    def copy(self, row: int, target: memoryview) -> bool:
+        offset, _, checksum = ONE_ENTRY.unpack_from(self.entries, row * ENTRY.itemsize)
+        start = offset + self.header_bytes
+        target[:] = self.content[start : start + self.payload_bytes]
+        return bool(crc32c(target, crc32c(self.content[offset:start])) == checksum)
 
     def gather(self, local: NDArray[np.int64]) -> tuple[NDArray[np.uint8], list[int]]:
-        chosen = self.entries[local]
-        members = self.windows[(chosen["offset"] // BLOCK_BYTES).astype(np.int64)]
-        damaged = np.flatnonzero(crc32c_of_rows(members) != chosen["crc32c"])
-        return members[:, self.header_bytes :], damaged.tolist()
+        return gather_latents(self, self.payload_bytes, local)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +62,7 @@ class LatentTars:
         member = len(self.npy_header) + self.payload_bytes
         if not np.isin(entries["size"], (member, 0)).all() or (entries["offset"] % BLOCK_BYTES).any():
             raise ValueError("its index is not that of such samples")
-        n_windows = max((len(tar) - member) // BLOCK_BYTES + 1, 0)
-        windows = np.lib.stride_tricks.as_strided(
-            np.frombuffer(tar, np.uint8), (n_windows, member), (BLOCK_BYTES, 1), writeable=False
-        )
-        return TarShard(windows, entries, len(self.npy_header))
+        return TarShard(memoryview(tar), entries.tobytes(), len(self.npy_header), self.payload_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class ImageTars:
 
     def open(self, contents: Sequence[Any], n_rows: int) -> IndexedShard:
         tar, index = contents
-        return IndexedShard(tar, parse_index(index, n_rows, len(tar)))
+        return IndexedShard(tar, parse_index(index, n_rows, len(tar)).tobytes())
 
 
 class WebDatasetLayout:
@@ -86,7 +86,7 @@ class WebDatasetLayout:
 
     name = "webdataset"
     main_file = "dla.json"
-    parts = frozenset({"dla.json", "rows.parquet", "commits", IMAGES, *(modality.value for modality in Modality)})
+    parts = frozenset({"dla.json", "rows", "commits", IMAGES, *(modality.value for modality in Modality)})
 
     def latents(self, recipe: Recipe, shard_size: int) -> LatentTars:
         return LatentTars(recipe.modality.value, npy_header(recipe.format), payload_bytes(recipe.format))

@@ -7,10 +7,13 @@ which are no array, lie in blobs with an index beside.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import numpy as np
+from fastcrc.crc32 import iscsi as crc32c
 from numpy.typing import NDArray
 
 from dla_cache.spec import Recipe
@@ -18,32 +21,44 @@ from dla_cache.store.index import BlobLayout
 from dla_cache.store.layout import (
     CRC_BYTES,
     IMAGES,
-    crc32c_of_rows,
+    gather_latents,
     not_as_written,
     payload_bytes,
     read_json,
     sealed,
+    stored_dtype,
     with_crc32c,
 )
 
-INTACT = 0x48674BC7
-"""CRC32C of any bytes followed by their own CRC32C, little endian: a property of the polynomial."""
+MEANING = {
+    **dict.fromkeys(("float16", "float32"), "as they are"),
+    **dict.fromkeys(("uint8", "int16", "int32"), "codes"),
+    "bfloat16": "each is the upper 16 bits of a float32, its lower 16 bits are 0",
+    "int8": "float32(number) * scale + offset of its channel, see recipe.format.quantisation",
+}
+"""What the numbers of an array stand for, by the dtype that the recipe says: an attribute for who knows no recipe."""
 
 ABSENT = 2**64 - 1
 """Offset and size, in a Zarr shard index, of a chunk that is not there."""
 
+CHECKSUM = Struct("<I")
+
 
 @dataclass(frozen=True, slots=True)
 class StridedShard:
-    """Records [n, stride] in a file, each a payload and its CRC32C."""
+    """Records of one size in a file, each a payload and its CRC32C."""
 
-    records: NDArray[np.uint8]
+    content: memoryview
+    payload_bytes: int
+
+    def copy(self, row: int, target: memoryview) -> bool:
+        start = row * (self.payload_bytes + CRC_BYTES)
+        end = start + self.payload_bytes
+        target[:] = self.content[start:end]
+        return bool(crc32c(target) == CHECKSUM.unpack_from(self.content, end)[0])
 
     def gather(self, local: NDArray[np.int64]) -> tuple[NDArray[np.uint8], list[int]]:
-        records = self.records.take(local, axis=0)
-        # One call a record over payload and checksum together: no slicing, no comparison in Python of bytes to bytes.
-        damaged = np.flatnonzero(crc32c_of_rows(records) != INTACT)
-        return records[:, :-CRC_BYTES], damaged.tolist()
+        return gather_latents(self, self.payload_bytes, local)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +86,7 @@ class ZarrShards:
         Source: zarr-specs, "Sharding codec", version 1.0: per inner chunk offset and size as
         uint64, both 2**64 - 1 where there is none; its own CRC32C after it.
         """
-        entries = np.full((self.shard_size, 2), ABSENT, "<u8")
-        entries[:n_rows, 0] = np.arange(n_rows) * self.stride
-        entries[:n_rows, 1] = self.stride
-        return with_crc32c(entries.tobytes())
+        return _shard_index(self.shard_size, self.stride, n_rows)
 
     def encode(self, image_ids: Sequence[str], payloads: Sequence[bytes | None]) -> tuple[bytes, ...]:
         blank = bytes(self.payload_bytes)  # a removed image's: the stride stays
@@ -89,7 +101,15 @@ class ZarrShards:
             raise ValueError(f"it has {len(content)} bytes, {n_rows} samples make {end + len(index)}")
         if content[end:] != index:
             raise ValueError("its index is damaged")
-        return StridedShard(np.frombuffer(content, np.uint8, count=end).reshape(n_rows, self.stride))
+        return StridedShard(memoryview(content), self.payload_bytes)
+
+
+@lru_cache(16)  # of few kinds, and every shard is held to one when it is opened
+def _shard_index(shard_size: int, stride: int, n_rows: int) -> bytes:
+    entries = np.full((shard_size, 2), ABSENT, "<u8")
+    entries[:n_rows, 0] = np.arange(n_rows) * stride
+    entries[:n_rows, 1] = stride
+    return with_crc32c(entries.tobytes())
 
 
 class ZarrLayout:
@@ -97,7 +117,7 @@ class ZarrLayout:
 
     name = "zarr"
     main_file = "zarr.json"
-    parts = frozenset({"zarr.json", "rows.parquet", "latents", "images", "commits"})
+    parts = frozenset({"zarr.json", "rows", "latents", "images", "commits"})
 
     def latents(self, recipe: Recipe, shard_size: int) -> ZarrShards:
         latent = recipe.format
@@ -124,8 +144,12 @@ class ZarrLayout:
         # A recipe stands in its array's attributes and nowhere else, so that two copies cannot disagree.
         recipes = {}
         for modality, recipe_hash in attributes["recipes"].items():
-            array = read_json(store / "latents" / modality / "zarr.json")
-            recipes[modality] = Recipe.model_validate(array["attributes"]["dla"]["recipe"])
+            name = f"latents/{modality}/zarr.json"
+            array = read_json(store / name)
+            try:
+                recipes[modality] = Recipe.model_validate(array["attributes"]["dla"]["recipe"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"`{name}` holds no recipe: {error}") from error
             if recipes[modality].hash != recipe_hash:
                 raise not_as_written(store, f"recipe of `{modality}`")
         return recipes
@@ -148,15 +172,16 @@ def _array_metadata(recipe: Recipe, n_rows: int, shard_size: int) -> dict[str, A
         "index_codecs": plain,
         "index_location": "end",
     }
+    told = {"recipe": recipe.model_dump(mode="json"), "recipe_hash": recipe.hash, "numbers": MEANING[latent.dtype]}
     return {
         "zarr_format": 3,
         "node_type": "array",
         "shape": [n_rows, *latent.shape],
-        "data_type": latent.dtype,
+        "data_type": stored_dtype(latent).name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard_size, *latent.shape]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "fill_value": 0.0 if latent.kind == "continuous" else 0,
+        "fill_value": 0.0 if stored_dtype(latent).kind == "f" else 0,
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         "dimension_names": ["image", *latent.axes],
-        "attributes": {"dla": {"recipe": recipe.model_dump(mode="json"), "recipe_hash": recipe.hash}},
+        "attributes": {"dla": told},
     }

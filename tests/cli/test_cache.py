@@ -202,9 +202,34 @@ def test_a_webdataset_store_with_its_images_is_built_checked_shown_and_converted
         "series": ["depth", "images"],
         "shards_written": 0,
         "content_hash": content_hash,
+        "source_content_hash": content_hash,
+        "rounded": {},
+        "errors": {},
     }
     assert run("convert", "t", "u", "--layout", "cupboard").exit_code == 2
     assert run("verify", "u", "--manifest", "images.parquet").exit_code == 0
+
+
+def test_small_pictures_are_stored_told_and_not_what_latents_are_computed_from_again(
+    run: Callable[..., Result],
+) -> None:
+    content_hash = json.loads(run(*BUILD, "--json").stdout)["content_hash"]
+    small = (*BUILD, "--image-encoding", "jpeg", "--set", "image_size=2")
+    built = run(*small)
+    assert built.exit_code == 0, built.output
+    assert "stored        as jpeg, 10 images" in built.stdout
+    assert f"content hash  {content_hash}" in built.stdout
+    text = run("status", "s").stdout
+    assert "images        jpeg, size 2, quality 90, made by Pillow" in text
+    live = run("verify", "s", "--recompute", "3")
+    assert live.exit_code == 2
+    assert "smaller pictures" in live.output
+    assert run("verify", "s", "--recompute", "3", "--manifest", "images.parquet").exit_code == 0
+    assert "depth: 3 of 3 images equal" in run("verify", "s", "--recompute", "3", "--images", ".").stdout
+    other = run(*BUILD, "--image-encoding", "raw")
+    assert "`images.encoding` `jpeg` → `raw`" in str(other.exception)
+    assert run(*BUILD, "--image-encoding", "gif").exit_code == 2
+    assert json.loads(run(*small, "--dry-run").stdout)["images"] == "jpeg"
 
 
 def test_images_may_lie_elsewhere_than_their_manifest(run: Callable[..., Result]) -> None:

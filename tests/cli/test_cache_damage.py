@@ -18,7 +18,9 @@ PATHS = [
     "latents/depth/c.1.0.0.0",
     "latents/depth/zarr.json",
     "latents/zarr.json",
-    "rows.parquet",
+    "rows",
+    "rows/*.arrow",
+    "rows/index-*.parquet",
     "zarr.json",
 ]
 

@@ -14,6 +14,7 @@ from cli.picture import grey_picture, signed_picture
 from dla_cache.data.export import encode_png
 from dla_cache.data.relief_digits import CLASS_NAMES, render_split
 from dla_cache.manifest import ManifestRow, write_manifest
+from dla_cache.spec import ORIGINAL_IMAGES
 from dla_cache.store import create_store, open_store
 from dla_cache.store.rows import RowTable
 
@@ -150,7 +151,7 @@ def test_a_picture_without_images_is_wrong_usage(dla, store, tmp_path):
 def test_a_store_that_holds_its_images_is_drawn_without_their_folder(dla, sheet, store, tmp_path):
     rows = open_store(store).rows[:2]
     recipes = {"depth": open_store(store).recipe("depth")}
-    held = create_store(tmp_path / "s", RowTable(rows), CLASS_NAMES, 512, recipes, images="original")
+    held = create_store(tmp_path / "s", RowTable(rows), CLASS_NAMES, 512, recipes, images=ORIGINAL_IMAGES)
     held.write_shard("depth", held.shards[0], np.zeros((2, 8, 4, 4), np.float16), seconds=0, device="cpu")
     held.write_images(held.shards[0], [(sheet.data / row.uri).read_bytes() for row in rows], seconds=0)
     ended = dla("cache", "inspect", held.path, "--picture", tmp_path / "sheet.png")

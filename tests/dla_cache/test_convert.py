@@ -1,4 +1,4 @@
-"""Converting: the other layout holds the same, whenever it was stopped, and nothing damaged passes."""
+"""Converting: the other layout holds the same, fewer bits nearly so, whenever it was stopped; no damage passes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +12,7 @@ from dla_cache.errors import (
     CorruptShardError,
     IncompleteBuildError,
     RecipeMismatchError,
+    SpecError,
     StoreError,
     WorkInterrupted,
 )
@@ -108,3 +109,94 @@ def test_a_target_with_shards_of_another_build_is_refused(tmp_path: Path, store:
     begun.write_shard("depth", store.shards[0], latents, seconds=0, device="cuda")
     with pytest.raises(CorruptShardError, match=r"shard 0 of `depth` in .*other[\s\S]*another build"):
         convert_store(store, other, OTHER[layout])
+
+
+@pytest.mark.parametrize(("dtype", "share"), [("int8", 1 / 254), ("bfloat16", 2.0**-8)])
+def test_fewer_bits_are_near_the_source_another_recipe_and_the_loss_is_on_record(
+    tmp_path: Path, made: SimpleNamespace, layout: str, dtype: str, share: float
+) -> None:
+    latents = np.random.default_rng(0).normal(3, 2, (7, 3, 2, 2)).astype(np.float32)
+    source = made.store(tmp_path / "s", made.recipe(dtype="float32"), latents, 3)
+    report = convert_store(source, tmp_path / "other", OTHER[layout], dtypes={"depth": dtype})
+    other = open_store(tmp_path / "other")
+    assert report.rounded == {"depth": ("float32", dtype)}
+    assert (report.content_hash, report.source_content_hash) == (other.content_hash(), source.content_hash())
+    assert report.content_hash != report.source_content_hash
+    assert verify_store(other).problems == ()
+    before, after = latents.astype(np.float64), other.read("depth", np.arange(7)).astype(np.float64)
+    extent = np.ptp(before, axis=(0, 2, 3)) if dtype == "int8" else np.abs(before).max((0, 2, 3))
+    assert (np.abs(after - before).max((0, 2, 3)) <= 0.51 * share * extent * (1 if dtype == "int8" else 2)).all()
+    for shard in other.shards:
+        lost = (after - before)[shard.start : shard.stop]
+        error = other.committed("depth")[shard.index].error
+        np.testing.assert_allclose(error.rms, np.sqrt((lost**2).mean((0, 2, 3))), rtol=1e-9)
+    latent = other.recipe("depth").format
+    assert (latent.dtype, latent.rounded_from, latent.built_dtype) == (dtype, ("float32",), "float32")
+    assert other.recipe("depth").as_built == source.recipe("depth")
+    convert_store(other, tmp_path / "back", layout)
+    back = open_store(tmp_path / "back")
+    assert (back.content_hash(), back.committed("depth")[0].error) == (
+        report.content_hash,
+        other.committed("depth")[0].error,
+    )
+
+
+def test_images_and_modalities_that_are_not_named_stay_as_they_are(
+    tmp_path: Path, store: LatentStore, layout: str
+) -> None:
+    report = convert_store(store, tmp_path / "other", layout, dtypes={"depth": "float16"})
+    assert (report.rounded, report.content_hash) == ({}, store.content_hash())
+    convert_store(store, tmp_path / "small", layout, dtypes={"depth": "int8"})
+    small = open_store(tmp_path / "small")
+    assert small.read_images(np.arange(23)) == store.read_images(np.arange(23))
+
+
+def test_a_rounding_that_was_stopped_goes_on_and_is_that_of_an_unbroken_run(
+    tmp_path: Path, store: LatentStore, layout: str
+) -> None:
+    with pytest.raises(WorkInterrupted, match="1 of 10 shards"):
+        convert_store(store, tmp_path / "one", layout, dtypes={"depth": "int8"}, should_stop=lambda: True)
+    report = convert_store(store, tmp_path / "one", layout, dtypes={"depth": "int8"})
+    unbroken = convert_store(store, tmp_path / "two", layout, dtypes={"depth": "int8"})
+    assert (report.shards_written, report.content_hash) == (9, unbroken.content_hash)
+
+
+def test_a_rounding_does_not_go_on_with_shards_of_another_build(
+    tmp_path: Path, store: LatentStore, layout: str
+) -> None:
+    other = tmp_path / "other"
+    with pytest.raises(WorkInterrupted):
+        convert_store(store, other, layout, dtypes={"depth": "int8"}, should_stop=lambda: True)
+    begun = open_store(other)
+    begun.withdraw("depth", {0: begun.committed("depth")[0]})
+    begun.write_shard("depth", store.shards[0], store.read("depth", np.arange(5, 10)), seconds=0, device="cuda")
+    with pytest.raises(CorruptShardError, match=r"shard 0 of `depth` in .*other[\s\S]*another build"):
+        convert_store(store, other, layout, dtypes={"depth": "int8"})
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted"),
+    [("float16", "float32"), ("float16", "bfloat16"), ("bfloat16", "float16"), ("int16", "int8"), ("int8", "float16")],
+)
+def test_what_saves_nothing_is_refused(
+    tmp_path: Path, made: SimpleNamespace, layout: str, stored: str, wanted: str
+) -> None:
+    built = {"int8": "float32", "bfloat16": "float32"}.get(stored, stored)
+    recipe = made.recipe(dtype=built)
+    source = made.store(tmp_path / "s", recipe, made.latents(recipe, 4), 3)
+    if built != stored:
+        convert_store(source, tmp_path / "t", layout, dtypes={"depth": stored})
+        source = open_store(tmp_path / "t")
+    with pytest.raises(SpecError, match="holds codes" if stored == "int16" else f"`{wanted}` would save nothing"):
+        convert_store(source, tmp_path / "u", layout, dtypes={"depth": wanted})
+    assert not (tmp_path / "u").exists()
+
+
+def test_int8_spans_the_range_of_all_images(tmp_path: Path, made: SimpleNamespace, layout: str) -> None:
+    latents = np.zeros((7, 3, 2, 2), np.float16)
+    latents[2], latents[5] = 4, 6
+    source = made.store(tmp_path / "s", made.recipe(), latents, 3)
+    convert_store(source, tmp_path / "t", layout, dtypes={"depth": "int8"})
+    quantisation = open_store(tmp_path / "t").recipe("depth").format.quantisation
+    assert quantisation.offset == (3, 3, 3)
+    np.testing.assert_allclose(quantisation.scale, 6 / 254, rtol=2.0**-14)

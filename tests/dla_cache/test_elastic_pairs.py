@@ -67,8 +67,13 @@ def test_a_batch_that_leaves_a_rank_without_an_image_is_refused_with_numbers(mak
     with pytest.raises(StoreError, match=r"20 images in batches of 6 leave 2 in the last .* too few for 3 ranks"):
         make(batch_size=6, share=Share(0, 3))
     assert len(make(batch_size=6, share=Share(0, 3), drop_last=True)) == 3
-    for settings in ({"batch_size": 0}, {"batch_size": -4}, {"batch_size": 4, "seed": -1}):
-        with pytest.raises(StoreError, match="batches from 1, seeds from 0 on"):
+    for settings in (
+        {"batch_size": 0},
+        {"batch_size": -4},
+        {"batch_size": 4, "seed": -1},
+        {"batch_size": 4, "threads": 0},
+    ):
+        with pytest.raises(StoreError, match="batches and threads from 1, seeds from 0 on"):
             make(**settings)
     with pytest.raises(StoreError, match="rank 3 of 3"):
         Share(3, 3)

@@ -41,10 +41,10 @@ def test_an_entry_tells_what_a_store_is(store: LatentStore) -> None:
 
 
 def test_a_damaged_store_is_listed_with_its_fault(store: LatentStore) -> None:
-    (store.path / "rows.parquet").write_bytes(b"")
+    next(store.path.glob("rows/index-*")).write_bytes(b"")
     entry = describe_entry(store.path)
     assert entry.fault is not None
-    assert "rows.parquet" in entry.fault
+    assert "row table" in entry.fault
 
 
 def test_usage_accounts_for_every_byte_once(store: LatentStore) -> None:
@@ -115,7 +115,7 @@ def test_a_store_is_removed_whole(store: LatentStore) -> None:
 
 def test_a_store_is_removed_from_within_its_folder(store: LatentStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(store.path)
-    assert "rows.parquet" in remove_store(Path()).files
+    assert store.metadata.layout.main_file in remove_store(Path()).files
     assert not store.path.exists()
 
 

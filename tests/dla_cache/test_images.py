@@ -67,6 +67,83 @@ def test_a_jpeg_becomes_rgb(mode: str) -> None:
     assert decode_image(encoded(Image.new(mode, (16, 8)), "JPEG"), "a").shape == (3, 8, 16)
 
 
+JPEGS = {
+    "4:4:4": {"subsampling": "4:4:4"},
+    "4:2:2": {"subsampling": "4:2:2"},
+    "4:2:0": {"subsampling": "4:2:0"},
+    "grey": {"mode": "L"},
+    "progressive": {"progressive": True},
+    "quality 40": {"quality": 40},
+    "turned": {"exif": exif_of(6)},
+    "mirrored": {"exif": exif_of(5)},
+}
+
+DECODERS_DIFFER_BY = 2
+"""Grey levels: 0 where Pillow and simplejpeg bring the same libjpeg-turbo, and versions of it round differently."""
+
+
+def jpeg(height: int, width: int, *, mode: str = "RGB", **settings: object) -> bytes:
+    """Coloured blobs and a little noise, as a picture has them."""
+    blobs = Image.fromarray(noise(-(-height // 16), -(-width // 16))).resize((width, height), Image.Resampling.BICUBIC)
+    grain = np.asarray(blobs) + np.random.default_rng(1).normal(0, 5, (height, width, 3))
+    image = Image.fromarray(grain.clip(0, 255).astype(np.uint8)).convert(mode)
+    return encoded(image, "JPEG", **{"quality": 90, **settings})
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_jpeg_of_any_kind_and_scale_has_the_pixels_that_pillow_gives(kind: str, factor: int) -> None:
+    content = jpeg(75, 101, **JPEGS[kind])
+    with Image.open(io.BytesIO(content)) as image:
+        assert factor == 1 or image.draft(None, (101 // factor, 75 // factor))
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB")).transpose(2, 0, 1)
+    assert sorted(expected.shape[1:]) == [-(-75 // factor), -(-101 // factor)]
+    found = decode_image(content, "a", min_side=-(-75 // factor))
+    np.testing.assert_allclose(found.astype(int), expected, atol=DECODERS_DIFFER_BY)
+
+
+@given(height=st.integers(1, 70), width=st.integers(1, 70), min_side=st.integers(1, 80))
+def test_a_scaled_decode_has_enough_pixels_and_half_would_not_be(height: int, width: int, min_side: int) -> None:
+    content = simplejpeg.encode_jpeg(noise(height, width))
+    shape = decode_image(content, "a", min_side=min_side).shape
+    factor = next(factor for factor in (8, 4, 2, 1) if shape == (3, -(-height // factor), -(-width // factor)))
+    assert min(shape[1:]) >= min(min_side, height, width)
+    assert factor == 8 or -(-min(height, width) // (2 * factor)) < min_side
+
+
+def test_a_scaled_decode_is_nearly_the_full_one_made_smaller() -> None:
+    content = jpeg(200, 300)
+    half = np.asarray(Image.fromarray(decode_image(content, "a").transpose(1, 2, 0)).reduce(2)).transpose(2, 0, 1)
+    distance = np.abs(decode_image(content, "a", min_side=100).astype(int) - half)
+    assert distance.mean() < 3
+    assert np.array_equal(decode_image(content, "a", min_side=101), decode_image(content, "a"))
+
+
+@pytest.mark.parametrize("format_name", ["PNG", "WEBP", "PPM"])
+def test_other_formats_are_decoded_whole_whatever_is_asked_for(format_name: str) -> None:
+    content = encoded(Image.fromarray(noise(32, 48)), format_name)
+    assert decode_image(content, "a", min_side=4).shape == (3, 32, 48)
+
+
+@pytest.mark.parametrize("header", [b"P6 5 3 255\n", b"P6\n5 3\n255\n", b"P6 # made\n5 3 255 "])
+def test_a_ppm_has_its_pixels_however_its_header_is_written(header: bytes) -> None:
+    pixels = noise(3, 5)
+    assert np.array_equal(decode_image(header + pixels.tobytes(), "a"), pixels.transpose(2, 0, 1))
+
+
+def test_a_ppm_is_a_copy_that_may_be_written_to_and_one_cut_off_or_too_large_is_refused() -> None:
+    content = b"P6 5 3 255\n" + noise(3, 5).tobytes()
+    decode_image(content, "a")[:] = 0
+    assert np.array_equal(decode_image(content + b"more", "a"), decode_image(content, "a"))  # another image may follow
+    for faulty, fault in (
+        (content[:-1], "truncated|cannot be decoded"),
+        (b"P6 60000 60000 255\n", "cannot be decoded"),
+        (b"P6 0 3 255\n", "cannot be decoded"),
+    ):
+        with pytest.raises(ImageError, match=fault):
+            decode_image(faulty, "a")
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_an_image_is_turned_as_its_exif_says(format_name: str, orientation: int) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dla_cache.errors import IncompleteBuildError, MissingLatentError, RecipeMismatchError, StoreError
 from dla_cache.joined import Coverage, JoinedStore
 from dla_cache.pairs import PairStream
-from dla_cache.spec import Modality
+from dla_cache.spec import ORIGINAL_IMAGES, Modality
 from dla_cache.store import LatentStore
 from dla_cache.store.rows import RowTable
 from dla_cache.takedown import take_down
@@ -103,7 +103,7 @@ def test_a_stream_over_joined_stores_masks_what_is_not_there(made: SimpleNamespa
                 store.write_images(shard, chosen, seconds=0)
         return store
 
-    stores = [make_store("depth", [4, 2, 0, 1, 3], images="original"), make_store("audio", [0, 3])]
+    stores = [make_store("depth", [4, 2, 0, 1, 3], images=ORIGINAL_IMAGES), make_store("audio", [0, 3])]
     stream = PairStream(JoinedStore(stores, missing="null"), None, None, 2, seed=0, decode=None)
     seen = []
     for batch in stream.epoch_once():

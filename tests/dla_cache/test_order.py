@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dla_cache.errors import StoreError
-from dla_cache.order import BlockShuffle, measure_shuffle, order_of
+from dla_cache.order import KEYED_FROM, BlockShuffle, KeyedPermutation, measure_shuffle, order_of
 
 SHUFFLES = st.one_of(st.booleans(), st.builds(BlockShuffle, block=st.integers(1, 9), window=st.integers(1, 5)))
 
@@ -71,3 +71,29 @@ def test_ten_million_images_are_shuffled_in_windows_at_once_and_in_little_memory
 def test_blocks_of_nothing_are_refused(sizes):
     with pytest.raises(StoreError, match="from 1 on"):
         BlockShuffle(*sizes)
+
+
+@given(n=st.integers(1, 20_000), seed=st.integers(0, 2**40), epoch=st.integers(0, 1000))
+def test_a_keyed_permutation_has_each_image_once(n: int, seed: int, epoch: int) -> None:
+    assert np.array_equal(np.sort(KeyedPermutation(n, seed).positions(epoch, 0, n)), np.arange(n))
+
+
+def test_a_keyed_permutation_is_as_mixed_as_a_drawn_one() -> None:
+    n = 100_000
+    order = KeyedPermutation(n, 7)
+    found = measure_shuffle(order, np.arange(n) // 512)
+    assert abs(found.mean_distance - found.mean_distance_of_permutation) < 0.005
+    assert abs(found.same_shard - found.same_shard_of_permutation) < 0.001
+    one, two = (order.positions(epoch, 0, n) for epoch in (0, 1))
+    for first, second in ((np.arange(n), one), (one, two), (one[:-1], one[1:])):
+        assert abs(np.corrcoef(first, second)[0, 1]) < 0.015
+    # Of any thousand places, the images lie all over the stream: a chi-squared test of 100 bins a thousand.
+    counts = np.stack([np.bincount(part // 1000, minlength=100) for part in one.reshape(100, 1000)])
+    assert 0.9 < ((counts - 10) ** 2 / 10).sum() / (99 * 99) < 1.1
+
+
+def test_streams_of_millions_are_permuted_without_drawing_all_of_it() -> None:
+    assert isinstance(order_of(KEYED_FROM, True, 0), KeyedPermutation)
+    assert not isinstance(order_of(KEYED_FROM - 1, True, 0), KeyedPermutation)
+    order = order_of(10**9, True, 0)
+    assert np.array_equal(order.positions(3, 10**8, 10**8 + 9000)[5:300], order.positions(3, 10**8 + 5, 10**8 + 300))

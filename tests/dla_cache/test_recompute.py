@@ -13,6 +13,7 @@ from dla_cache.recompute import Recomputed, differences, draw_rows, recompute
 from dla_cache.sources.seeding import sample_seed
 from dla_cache.spec import CacheSpec, LatentFormat
 from dla_cache.store import LatentStore, open_store
+from dla_cache.store.exchange import convert_store
 from dla_cache.takedown import take_down
 
 
@@ -112,3 +113,15 @@ def test_codes_differ_by_their_share_and_zeros_by_their_sign() -> None:
     zeros = np.array([[[0.0, 1.0]]], np.float32)
     (tiny,) = differences(zeros, np.array([[[-0.0, 1.0]]], np.float32), values)
     assert 0 < tiny < 1e-30
+
+
+def test_latents_that_lie_there_in_fewer_bits_are_rounded_as_often_before_they_are_compared(
+    tmp_path: Path, manifest: Manifest, spec: CacheSpec, open_source: Callable, layout: str
+) -> None:
+    wide = spec.model_copy(update={"latents": (spec.latents[0].model_copy(update={"dtype": "float32"}),)})
+    build_cache(manifest, wide, tmp_path / "float32", open_source=open_source)
+    for before, after in (("float32", "bfloat16"), ("float32", "float16"), ("float16", "int8")):
+        convert_store(open_store(tmp_path / before), tmp_path / after, layout, dtypes={"depth": after})
+    for dtype in ("bfloat16", "int8"):
+        (one,) = recompute(open_store(tmp_path / dtype), manifest.root, 23, open_source=open_source)
+        assert (one.n_equal, one.largest_difference) == (23, 0)

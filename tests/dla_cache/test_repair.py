@@ -14,6 +14,7 @@ from dla_cache.errors import CorruptShardError, WorkInterrupted
 from dla_cache.manifest import Manifest
 from dla_cache.spec import CacheSpec
 from dla_cache.store import open_store
+from dla_cache.store.commits import CommitLog
 from dla_cache.verify import verify_store
 
 Build = Callable[..., BuildReport]
@@ -28,6 +29,17 @@ def build(tmp_path: Path, manifest: Manifest, spec: CacheSpec, open_source: Call
         return build_cache(manifest, spec, tmp_path / "s", **options)
 
     return run
+
+
+def test_a_record_of_a_shard_that_is_not_planned_goes_with_a_repair(tmp_path: Path, build: Build) -> None:
+    build()
+    store = open_store(tmp_path / "s")
+    record = store.committed("depth")[2].model_copy(update={"shard": 77})
+    assert CommitLog(tmp_path / "s" / "commits" / "depth").commit_once(77, lambda: record)
+    assert [problem.where for problem in verify_store(store).problems] == ["depth, shard 77"]
+    report = build(repair=True)
+    assert (report.shards_repaired, report.content_hash) == (0, store.content_hash())
+    assert verify_store(open_store(tmp_path / "s")).problems == ()
 
 
 def flip_byte(path: Path) -> None:

@@ -229,21 +229,23 @@ def test_what_is_no_store_is_refused_with_a_hint(tmp_path: Path) -> None:
             open_store(path)
 
 
-@pytest.mark.parametrize("other", [1, 3])
-def test_another_format_is_refused_with_a_hint(tmp_path: Path, made: SimpleNamespace, other: int) -> None:
+@pytest.mark.parametrize("other", [2, "v2"])
+def test_another_format_is_refused_with_a_hint(tmp_path: Path, made: SimpleNamespace, other: int | str) -> None:
     store = made.create(tmp_path / "s", made.rows(7), [], 3, {})
     path = tmp_path / "s" / store.metadata.layout.main_file
     path.write_text(json.dumps({"format": other, "attributes": {"dla": {"format": other}}}))
-    with pytest.raises(StoreError, match=rf"format `{other}`, this dla reads `2`\nhint: upgrade"):
+    with pytest.raises(StoreError, match=rf"format `{other}`, this dla reads `v1`\nhint: upgrade"):
         open_store(tmp_path / "s")
 
 
 def test_a_changed_label_is_noticed_without_a_manifest(tmp_path: Path, made: SimpleNamespace) -> None:
     made.create(tmp_path / "s", made.rows(7), [], 3, {"depth": made.recipe()})
-    other = RowTable([replace(image, label=1 if image.row == 4 else None) for image in made.rows(7)])
-    (tmp_path / "s" / "rows.parquet").write_bytes(other.to_parquet())
-    with pytest.raises(StoreError, match=r"row table `rows\.parquet` .*not the one that was written\nhint: "):
-        open_store(tmp_path / "s")
+    rows = RowTable([replace(image, label=1 if image.row == 4 else 0) for image in made.rows(7)])
+    made.create(tmp_path / "other", rows, [], 3, {})
+    (part,), (forged,) = ((tmp_path / name).glob("rows/*.arrow") for name in ("s", "other"))
+    part.write_bytes(forged.read_bytes().ljust(part.stat().st_size, b"\0"))
+    with pytest.raises(StoreError, match=r"row table's part .*checksum.* not the one that was written\nhint: "):
+        _ = open_store(tmp_path / "s").rows[4]
 
 
 @pytest.mark.parametrize(
@@ -259,10 +261,10 @@ def test_changed_metadata_is_noticed(tmp_path: Path, made: SimpleNamespace, old:
         open_store(tmp_path / "s")
 
 
-def test_a_row_table_that_another_version_of_parquet_wrote_is_kept(tmp_path: Path, made: SimpleNamespace) -> None:
+def test_a_row_table_that_another_version_of_arrow_wrote_is_kept(tmp_path: Path, made: SimpleNamespace) -> None:
     made.create(tmp_path / "s", made.rows(7), [], 3, {})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RowTable, "to_parquet", lambda _: b"other bytes of the same rows")
+        patch.setattr("dla_cache.store.creation.write_rows", lambda *_: "another hash of the same rows")
         made.create(tmp_path / "s", made.rows(7), [], 3, {"depth": made.recipe()})
     assert open_store(tmp_path / "s").modalities == ("depth",)
 
@@ -278,7 +280,7 @@ def test_a_store_that_lost_its_metadata_is_not_taken_for_a_new_one(tmp_path: Pat
 
 def test_damaged_metadata_is_one_error(tmp_path: Path, made: SimpleNamespace) -> None:
     store = made.create(tmp_path / "s", made.rows(7), [], 3, {"depth": made.recipe()})
-    read = [store.path / "rows.parquet", *store.path.glob("*.json"), *store.path.glob("latents/depth/*.json")]
+    read = [*store.path.glob("rows/*"), *store.path.glob("*.json"), *store.path.glob("latents/depth/*.json")]
     for path in read:
         whole = path.read_bytes()
         path.write_bytes(whole[:-30])
@@ -299,10 +301,8 @@ def test_a_folder_with_the_metadata_of_two_layouts_is_refused(tmp_path: Path, ma
 def test_a_modality_that_would_lead_out_of_the_store_is_refused(tmp_path: Path, made: SimpleNamespace) -> None:
     recipe = made.recipe()
     store = made.create(tmp_path / "s", made.rows(7), [], 3, {"depth": recipe})
-    layout, facts = (
-        store.metadata.layout,
-        store.metadata.settings | {"rows_sha256": made.sha256(store.path / "rows.parquet")},
-    )
+    layout = store.metadata.layout
+    facts = store.metadata.settings | {"rows_sha256": store.metadata.rows_sha256}
     (store.path / layout.main_file).write_text(
         json.dumps(layout.metadata_files(facts, {"../../depth": recipe}, 7)[layout.main_file])
     )

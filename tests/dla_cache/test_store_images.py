@@ -14,7 +14,7 @@ from dla_cache.errors import CorruptShardError, ImageError, IncompleteBuildError
 from dla_cache.images import decode_image
 from dla_cache.manifest import Manifest, ManifestRow, write_manifest
 from dla_cache.pairs import PairStream
-from dla_cache.spec import CacheSpec
+from dla_cache.spec import ORIGINAL_IMAGES, CacheSpec
 from dla_cache.store import open_store
 from dla_cache.store.rows import RowTable
 from dla_cache.verify import verify_store
@@ -74,7 +74,7 @@ def test_images_are_copied_without_being_decoded(
     tmp_path: Path, made: SimpleNamespace, with_images: CacheSpec, open_source: Callable
 ) -> None:
     manifest = made.manifest(tmp_path / "few", 3)
-    store = made.create(tmp_path / "s", RowTable.from_manifest(manifest), [], 5, {}, images="original")
+    store = made.create(tmp_path / "s", RowTable.from_manifest(manifest), [], 5, {}, images=ORIGINAL_IMAGES)
     files = files_of(manifest)
     with pytest.raises(ImageError, match=r"`image-1`\nhint: "):
         store.write_images(store.shards[0], [files[0], files[1] + b"x", files[2]], seconds=0)
@@ -85,7 +85,7 @@ def test_images_are_copied_without_being_decoded(
         ManifestRow(f"image-{n}", f"{n}.png", None, "train", made.sha256_of_bytes(broken[n]), 8, 8) for n in range(3)
     ]
     damaged = write_manifest(tmp_path / "damaged.parquet", rows, [])
-    store = made.create(tmp_path / "t", RowTable.from_manifest(damaged), [], 5, {}, images="original")
+    store = made.create(tmp_path / "t", RowTable.from_manifest(damaged), [], 5, {}, images=ORIGINAL_IMAGES)
     store.write_images(store.shards[0], broken, seconds=0)
     assert store.read_images(np.arange(3)) == broken
 
@@ -107,7 +107,7 @@ def test_a_flipped_bit_in_any_image_is_noticed_and_named(tmp_path: Path, manifes
             assert f"`image-{row}`" in problem.what
 
 
-def test_another_image_under_an_id_is_noticed_by_its_sha256(
+def test_another_image_under_an_id_is_noticed_by_verify_and_cannot_be_written(
     tmp_path: Path, manifest: Manifest, build: Callable
 ) -> None:
     build()
@@ -120,8 +120,8 @@ def test_another_image_under_an_id_is_noticed_by_its_sha256(
         strict=True,
     ):
         path.write_bytes(content)
-    with pytest.raises(CorruptShardError, match="`image-5`: an image does not have the sha256 of its row"):
-        store.read_images(np.array([5]))
+    with pytest.raises(ImageError, match="not the files of the row table: `image-5`, `image-6`"):
+        store.write_images(store.shards[1], swapped, seconds=0)
     assert "images, shard 1: 2 images do not have the sha256 of their row: `image-5`, `image-6`" in [
         f"{problem.where}: {problem.what}" for problem in verify_store(store).problems
     ]
@@ -180,7 +180,7 @@ def test_a_stream_without_images_anywhere_is_refused(
     settings = {"splits": ["train"], "batch_size": 4, "seed": 0, "decode": decode_image}
     with pytest.raises(MissingLatentError, match=r"does not hold the bytes of its images[\s\S]*images=original"):
         PairStream(open_store(tmp_path / "bare"), None, **settings)
-    half = made.create(tmp_path / "half", RowTable.from_manifest(manifest), [], 5, {}, images="original")
+    half = made.create(tmp_path / "half", RowTable.from_manifest(manifest), [], 5, {}, images=ORIGINAL_IMAGES)
     with pytest.raises(IncompleteBuildError, match="lacks 5 of 5 shards of `images`"):
         PairStream(half, None, **settings)
 

@@ -13,6 +13,7 @@ from dla_cache.spec import CacheSpec
 from dla_cache.store import LatentStore, create_store, open_store
 from dla_cache.takedown import take_down
 from dla_cache.verify import verify_store
+from tests.torture.forgery import rename_member
 
 
 @pytest.fixture
@@ -75,15 +76,15 @@ def test_a_row_that_the_manifest_tells_otherwise_is_named(
 ) -> None:
     rows = [replace(row, **changes) if row.image_id == "image-4" else row for row in manifest.rows()]
     other = write_manifest(manifest.root / "other.parquet", rows, manifest.class_names)
-    assert described(store, other) == [f"rows.parquet: {fault}"]
+    assert described(store, other) == [f"row table: {fault}"]
 
 
 def test_images_of_one_side_only_are_named(store: LatentStore, manifest: Manifest) -> None:
     rows = [replace(row, image_id="new") if row.image_id == "image-4" else row for row in manifest.rows()]
     other = write_manifest(manifest.root / "other.parquet", rows, ["odd", "even"])
     assert described(store, other) == [
-        "rows.parquet: 1 images are in the manifest but not in the store: `new`",
-        "rows.parquet: 1 images are in the store but not in the manifest: `image-4`",
+        "row table: 1 images are in the manifest but not in the store: `new`",
+        "row table: 1 images are in the store but not in the manifest: `image-4`",
         f"{store.metadata.layout.main_file}: the class names are not the manifest's",
     ]
 
@@ -121,7 +122,7 @@ def test_array_metadata_of_another_shape_is_a_problem(store: LatentStore) -> Non
     path = store.path / "latents" / "depth" / "zarr.json"
     path.write_text(path.read_text().replace("23", "24", 1))
     assert described(store) == [
-        "latents/depth/zarr.json: it does not describe what lies there: `dla cache build` writes it again"
+        "latents/depth/zarr.json: it is not what describes this store, byte for byte: `dla cache build` writes it again"
     ]
 
 
@@ -129,7 +130,7 @@ def test_array_metadata_of_another_shape_is_a_problem(store: LatentStore) -> Non
 def test_lost_metadata_of_the_group_of_arrays_is_a_problem(store: LatentStore) -> None:
     (store.path / "latents" / "zarr.json").unlink()
     assert described(store) == [
-        "latents/zarr.json: it does not describe what lies there: `dla cache build` writes it again"
+        "latents/zarr.json: it is not what describes this store, byte for byte: `dla cache build` writes it again"
     ]
 
 
@@ -146,3 +147,75 @@ def test_a_record_of_another_recipe_is_a_problem(store: LatentStore) -> None:
         "depth, shard 2: its record is of 4 images, 5 are planned",
         f"depth, shard 3: its record is of another recipe, `{'1' * 64}`",
     ]
+
+
+def test_other_white_space_in_metadata_is_a_problem(store: LatentStore) -> None:
+    path = store.path / store.metadata.layout.main_file
+    path.write_text(path.read_text().replace("  ", "   ", 1))
+    assert [problem.where for problem in verify_store(store).problems] == [path.name]
+
+
+def test_any_changed_byte_of_the_card_is_a_problem_whatever_its_words(store: LatentStore) -> None:
+    card = store.path / "README.md"
+    content = card.read_bytes()
+    for damaged in [
+        content[:9],
+        b"",
+        *(content[:at] + b"\0" + content[at + 1 :] for at in range(0, len(content), 101)),
+    ]:
+        card.write_bytes(damaged)
+        (problem,) = described(store)
+        assert problem.startswith("README.md: it is not the card that was written: ")
+    text = content[: content.rindex(b"\n<!-- ")].replace(b"Made to train", b"Made for training")
+    card.write_bytes(text + seal(text))
+    assert described(store) == []
+
+
+def test_a_card_of_another_content_is_a_problem(store: LatentStore) -> None:
+    card = store.path / "README.md"
+    text = card.read_bytes().replace(store.content_hash().encode(), b"1" * 64)
+    text = text[: text.rindex(b"\n<!-- ")]
+    card.write_bytes(text + seal(text))
+    (problem,) = described(store)
+    assert problem.startswith("README.md: it tells of another content hash: ")
+
+
+def seal(text: bytes) -> bytes:
+    return b"\n<!-- SHA-256 of all lines before: " + hashlib.sha256(text).hexdigest().encode() + b" -->\n"
+
+
+@pytest.mark.parametrize("layout", ["webdataset"], scope="session")
+@pytest.mark.parametrize(("name", "kind"), [("../../x.depth.npy", b"0"), ("image-5.depth.npy", b"2")])
+def test_a_member_of_another_name_or_kind_is_a_problem_though_record_and_checksums_agree(
+    store: LatentStore, name: str, kind: bytes
+) -> None:
+    rename_member(store.path, "depth", 1, name, kind)
+    (problem,) = described(open_store(store.path))
+    assert problem.startswith(
+        "depth, shard 1: it holds other things than its images under their names: see the members"
+    )
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_problems_come_in_the_order_of_shards_however_many_are_read_at_a_time(store: LatentStore, jobs: int) -> None:
+    for shard in (3, 0, 4):
+        with store.shard_path("depth", shard).open("r+b") as file:
+            file.write(b"\xff")
+    found = [problem.where for problem in verify_store(store, jobs=jobs).problems]
+    assert found == [f"depth, shard {shard}" for shard in (0, 3, 4)]
+
+
+def test_a_sample_reads_so_many_shards_and_says_which_it_has_not_read(store: LatentStore) -> None:
+    report = verify_store(store, sample=2, seed=3)
+    (read,) = report.sample.read.values()
+    assert (len(read), report.shards_checked, report.sample.unread, report.sample.seed) == (2, 2, {"depth": 3}, 3)
+    assert report.sample == verify_store(store, sample=2, seed=3).sample
+    assert len({verify_store(store, sample=2, seed=seed).sample.read["depth"] for seed in range(20)}) > 3
+    assert verify_store(store, sample=0.3).shards_checked == 2
+    assert verify_store(store, sample=99).sample.unread == {"depth": 0}
+    for shard in set(range(5)) - set(read):
+        path = store.shard_path("depth", shard)
+        path.write_bytes(bytes(path.stat().st_size))
+    assert verify_store(store, sample=2, seed=3).problems == ()
+    store.shard_path("depth", min(set(range(5)) - set(read))).unlink()
+    assert len(verify_store(store, sample=2, seed=3).problems) == 1

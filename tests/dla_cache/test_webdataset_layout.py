@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dla_cache.errors import CorruptShardError, StoreError
-from dla_cache.spec import Modality
+from dla_cache.spec import ORIGINAL_IMAGES, Modality
 from dla_cache.store import LatentStore, open_store
 from dla_cache.store.index import encode_index
 from dla_cache.store.rows import RowTable, StoredImage
@@ -37,7 +37,7 @@ def store(tmp_path: Path, made: SimpleNamespace) -> LatentStore:
         ]
     )
     recipes = {"depth": made.recipe(), "audio": made.recipe((2, 5), "int16", modality=Modality.AUDIO)}
-    store = made.create(tmp_path / "s", rows, [], 3, recipes, images="original")
+    store = made.create(tmp_path / "s", rows, [], 3, recipes, images=ORIGINAL_IMAGES)
     for shard in store.shards:
         for modality, recipe in recipes.items():
             latents = made.latents(recipe, 7)[shard.start : shard.stop]

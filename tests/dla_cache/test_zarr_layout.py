@@ -8,6 +8,7 @@ import pytest
 import zarr
 
 from dla_cache.errors import CorruptShardError
+from dla_cache.spec import ORIGINAL_IMAGES
 from dla_cache.store import open_store
 
 LAYOUTS = ["zarr"]
@@ -40,13 +41,14 @@ def test_stock_zarr_shows_recipe_and_class_map(tmp_path: Path, made: SimpleNames
     group = zarr.open_group(tmp_path / "s", mode="r")
     told = group.attrs["dla"]
     assert {name: told[name] for name in ("format", "shard_size", "class_names", "recipes")} == {
-        "format": 2,
+        "format": "v1",
         "shard_size": 3,
         "class_names": ["cat", "dog"],
         "recipes": {"depth": recipe.hash},
     }
     array = group["latents/depth"]
-    assert array.attrs["dla"] == {"recipe": recipe.model_dump(mode="json"), "recipe_hash": recipe.hash}
+    told = {"recipe": recipe.model_dump(mode="json"), "recipe_hash": recipe.hash, "numbers": "as they are"}
+    assert array.attrs["dla"] == told
     assert array.metadata.dimension_names == ("image", "channel", "height", "width")
     assert list(group["latents"].array_keys()) == ["depth"]
 
@@ -80,11 +82,11 @@ def test_a_flipped_bit_at_any_place_is_noticed_by_reading(tmp_path: Path, made: 
 
 def test_image_bytes_beside_the_arrays_do_not_disturb_stock_zarr(tmp_path: Path, made: SimpleNamespace) -> None:
     recipe = made.recipe()
-    store = made.create(tmp_path / "s", made.rows(3), [], 3, {"depth": recipe}, images="original")
+    store = made.create(tmp_path / "s", made.rows(3), [], 3, {"depth": recipe}, images=ORIGINAL_IMAGES)
     latents = made.latents(recipe, 3)
     store.write_shard("depth", store.shards[0], latents, seconds=0, device="cpu")
     group = zarr.open_group(tmp_path / "s", mode="r")
-    assert group.attrs["dla"]["images"] == "original"
+    assert group.attrs["dla"]["images"] == {"encoding": "original"}
     np.testing.assert_array_equal(group["latents/depth"][:], latents)
 
 

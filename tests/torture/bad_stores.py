@@ -11,6 +11,7 @@ from tests.torture.forgery import (
     edit_records,
     edit_settings,
     main_file,
+    row_part,
     shard_files,
 )
 
@@ -145,11 +146,11 @@ FOREIGN = [
 HALF = [
     BadStore("half-written", "no main file", lambda store, _: main_file(store).unlink(), must_be_refused=True),
     BadStore("half-written", "an empty main file", _text(""), must_be_refused=True),
-    BadStore("half-written", "no row table", lambda store, _: (store / "rows.parquet").unlink(), must_be_refused=True),
+    BadStore("half-written", "no row table", lambda store, _: row_part(store).unlink(), must_be_refused=True),
     BadStore(
         "half-written",
         "an empty row table",
-        replaced(lambda store: store / "rows.parquet", Path.touch),
+        replaced(row_part, Path.touch),
         must_be_refused=True,
     ),
     BadStore("half-written", "no commit records", lambda store, _: shutil.rmtree(store / "commits")),

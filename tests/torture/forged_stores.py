@@ -13,6 +13,7 @@ from tests.torture.forgery import (
     edit_settings,
     main_file,
     rename_member,
+    row_part,
     shard_files,
 )
 
@@ -61,13 +62,11 @@ def _link_to_victim(find: Callable[[Path], Path]) -> Callable[[Path, Path], obje
 
 
 LINKS = [
-    BadStore("leads out", "a shard", _link_out(shard), is_harmless=True),
-    BadStore("leads out", "the folder of depth", _link_out(depth_folder), is_harmless=True),
-    BadStore(
-        "leads out", "the records of depth", _link_out(lambda store: store / "commits" / "depth"), is_harmless=True
-    ),
-    BadStore("leads out", "the row table", _link_out(lambda store: store / "rows.parquet"), is_harmless=True),
-    BadStore("leads out", "the main file", _link_out(main_file), is_harmless=True),
+    BadStore("leads out", "a shard", _link_out(shard)),
+    BadStore("leads out", "the folder of depth", _link_out(depth_folder)),
+    BadStore("leads out", "the records of depth", _link_out(lambda store: store / "commits" / "depth")),
+    BadStore("leads out", "the row table", _link_out(row_part)),
+    BadStore("leads out", "the main file", _link_out(main_file)),
     BadStore(
         "leads out",
         "where a shard's temporary file goes",
@@ -106,14 +105,14 @@ LINKS = [
     BadStore(
         "never ends",
         "a row table that is a pipe",
-        replaced(lambda store: store / "rows.parquet", os.mkfifo),
+        replaced(row_part, os.mkfifo),
         must_be_refused=True,
     ),
     BadStore("never ends", "a shard that is /dev/zero", replaced(shard, lambda path: path.symlink_to("/dev/zero"))),
     BadStore(
         "never ends",
         "a row table that is /dev/zero",
-        replaced(lambda store: store / "rows.parquet", lambda path: path.symlink_to("/dev/zero")),
+        replaced(row_part, lambda path: path.symlink_to("/dev/zero")),
         must_be_refused=True,
     ),
 ]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import pyarrow.parquet
+from fastcrc.crc32 import iscsi as crc32c
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -23,6 +23,10 @@ def sha256(content: bytes) -> str:
 
 def main_file(store: Path) -> Path:
     return next(store / name for name in ("zarr.json", "dla.json") if (store / name).exists())
+
+
+def row_part(store: Path) -> Path:
+    return next(store.glob("rows/*.arrow"))
 
 
 def edit_json(path: Path, edit: Edit) -> None:
@@ -52,7 +56,7 @@ def edit_records(store: Path, series: str, edit: Edit) -> None:
             records.append(json.loads(file.read_bytes()))
         else:
             table = pyarrow.parquet.ParquetFile(file).read(use_threads=False)
-            records += [json.loads(text) for text in table["record"].to_pylist()]
+            records += [json.loads(row.pop("measured")) | row for row in table.to_pylist()]
         file.unlink()
     for record in records:
         edit(record)
@@ -98,7 +102,7 @@ def edit_index(store: Path, series: str, shard: int, row: int, offset: int, size
     index = shard_files(store, series, shard)[1]
     content = bytearray(index.read_bytes())
     struct.pack_into("<QQ", content, 8 + 20 * row, offset, size)
-    content[-4:] = int(google_crc32c.value(bytes(content[:-4]))).to_bytes(4, "little")
+    content[-4:] = crc32c(bytes(content[:-4])).to_bytes(4, "little")
     index.write_bytes(content)
     recommit(store, series, shard)
 

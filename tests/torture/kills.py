@@ -100,7 +100,7 @@ def committed(path: Path) -> dict[Unit, CommitRecord]:
     try:
         store = open_store(path)
     except DlaError:
-        if (path / "rows.parquet").exists() and ((path / "zarr.json").exists() or (path / "dla.json").exists()):
+        if any(path.glob("rows/*")) and ((path / "zarr.json").exists() or (path / "dla.json").exists()):
             raise
         return {}
     return {(series, shard): record for series in store.series for shard, record in store.committed(series).items()}

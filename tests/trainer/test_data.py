@@ -1,6 +1,7 @@
 """Batches of real pixels: training crops come from the whole original, evaluation sees its centre."""
 
 import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,11 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from dla_cache.errors import ImageError
-from dla_cache.images import centre_square, decode_image
+from dla_cache.images import centre_square, decode_image, shrink
 from dla_cache.manifest import ManifestRow, write_manifest
 from dla_cache.store import create_store
 from dla_cache.store.rows import RowTable
-from trainer.data import PairSource, PixelScale, Role, shrink
+from trainer.data import PairSource, PixelScale, Role
 from trainer.presets import EMBEDDED_CROP
 from trainer.student import StudentConfig, build_student, export_student
 from trainer.views import ViewConfig, apply_views, draw_views
@@ -86,6 +87,26 @@ def test_without_crops_training_sees_what_evaluation_sees(tmp_path, edged):
     torch.testing.assert_close(batch.pixels, evaluated.pixels[order], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("crops", [{"scale_min": 0.5}, {}], ids=["crops", "whole"])
+def test_large_jpegs_are_decoded_scaled_in_training_where_the_view_says_so_and_never_in_evaluation(tmp_path, crops):
+    ramp = np.linspace(0, 255, 96).astype(np.uint8)
+    buffer = io.BytesIO()
+    # A fine pattern, which a scaled decode averages away a little otherwise than resizing does.
+    Image.fromarray(np.where(np.indices((96, 96)).sum(0) % 3, ramp[None], 128).astype(np.uint8)).save(buffer, "JPEG")
+    seen = {}
+    for scaled in (False, True):
+        folder = tmp_path / str(scaled)
+        folder.mkdir()
+        view = {**crops, "scaled_decode": scaled}
+        source = pair_source(folder, [buffer.getvalue()] * 2, image_size=16, view=view)
+        (evaluated,) = source.evaluation(ROLE, ())()
+        (batch,) = first_batches(source, 1)
+        seen[scaled] = (batch.pixels, evaluated.pixels)
+    assert torch.equal(seen[False][1], seen[True][1])
+    assert not torch.equal(seen[False][0], seen[True][0])
+    torch.testing.assert_close(seen[False][0], seen[True][0], rtol=0, atol=0.2)
+
+
 @pytest.mark.parametrize("view", [EMBEDDED_CROP, {}], ids=["crops", "whole"])
 def test_embedded_images_are_bitwise_one_batched_computation(tmp_path, view):
     contents = [path.read_bytes() for path in DIGITS]
@@ -140,3 +161,23 @@ def test_an_original_is_shrunk_with_its_aspect_kept_and_never_enlarged():
     pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 60), dtype=np.uint8)
     assert shrink(pixels, 20).shape == (3, 20, 30)
     assert shrink(pixels, 40) is shrink(pixels, 99) is pixels
+
+
+def test_a_run_that_sees_no_images_gets_the_same_batches_and_needs_no_file(tmp_path, edged):
+    source = pair_source(tmp_path, edged, image_size=24, view={})
+    blind = PairSource(
+        source.store,
+        None,
+        image_size=24,
+        pixel_scale=PLAIN,
+        modalities=(),
+        view=source.view,
+        seed=0,
+        device="cpu",
+        sees_images=False,
+    )
+    seen, unseen = ([*first_batches(each, 3), *each.evaluation(ROLE, ())()] for each in (source, blind))
+    assert [(batch.image_ids, batch.labels.tolist()) for batch in unseen] == [
+        (batch.image_ids, batch.labels.tolist()) for batch in seen
+    ]
+    assert {tuple(batch.pixels.shape) for batch in unseen} == {(2, 0)}
