@@ -45,6 +45,7 @@ class Package:
 
 FOR_SOURCES = "the embedded sources: `dla demo`, `dla cache build`, `dla sources fit`"
 FOR_ONNX = "`dla export --format onnx`"
+FOR_S3 = "stores at `s3://...`"
 FOR_TARS = "reading tar stores with webdataset's own loader; dla does without"
 OPTIONAL: dict[str, Any] = {"is_required": False, "is_quick": False}
 
@@ -67,6 +68,7 @@ PACKAGES = (
     Package("onnx", "onnx", "1.16", FOR_ONNX, "onnx", **OPTIONAL),
     Package("onnxscript", "onnxscript", "0.5", FOR_ONNX, "onnx", **OPTIONAL),
     Package("onnxruntime", "onnxruntime", "1.20", FOR_ONNX, "onnx", **OPTIONAL),
+    Package("boto3", "boto3", "1.36", FOR_S3, "s3", **OPTIONAL),
     Package("webdataset", "webdataset", "0.2", FOR_TARS, **OPTIONAL),
 )
 

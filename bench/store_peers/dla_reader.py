@@ -19,9 +19,8 @@ from torch.utils.data import DataLoader
 import dla_cache
 from dla_cache.images import decode_image
 from dla_cache.loading import PairDataset
-from dla_cache.order import order_of
 from dla_cache.pairs import PairBatch, PairStream
-from dla_cache.store import LatentStore, open_store
+from dla_cache.store import open_store
 
 SEED = 0
 
@@ -38,12 +37,20 @@ class DlaReader:
 
     def open(self, folder: Path, task: str, batch_size: int, workers: int) -> Epoch:
         store = open_store(folder)
-        if task == LATENTS:  # a stream of pairs always reads the images
-            return partial(latents_only, store, batch_size)
-        decode = None if task == FILES else decode_image
-        # Nothing is kept: peers decode each image every time.
-        stream = PairStream(store, None, None, batch_size, seed=SEED, decode=decode, keep_decoded_bytes=0)
-        return partial(by_processes if self._by_processes else by_threads, stream, workers)
+        stream = PairStream(
+            store,
+            None,
+            None,
+            batch_size,
+            seed=SEED,
+            decode=None if task in (LATENTS, FILES) else decode_image,
+            images=task != LATENTS,
+            keep_decoded_bytes=0,  # peers decode each image every time
+            threads=max(workers, 1),
+        )
+        if task == LATENTS:
+            return partial(alone, stream)
+        return partial(by_processes, stream, workers) if self._by_processes else partial(by_threads, stream)
 
 
 def by_processes(stream: PairStream, workers: int, number: int) -> Iterator[Any]:
@@ -51,19 +58,13 @@ def by_processes(stream: PairStream, workers: int, number: int) -> Iterator[Any]
     return iter(DataLoader(pairs, batch_size=None, num_workers=workers, collate_fn=to_batch))
 
 
-def by_threads(stream: PairStream, workers: int, number: int) -> Iterator[Batch]:
-    first, stop, step = number * len(stream), (number + 1) * len(stream), max(workers, 1)
-    threads = [stream.batches(start, step=step, stop=stop) for start in range(first, first + step)]
-    for place in range(len(stream)):
-        yield to_batch(next(threads[place % step]))
+def by_threads(stream: PairStream, number: int) -> Iterator[Batch]:
+    return map(to_batch, stream.epoch_once(number))
 
 
-def latents_only(store: LatentStore, batch_size: int, number: int) -> Iterator[Batch]:
-    n = len(store.rows)
-    order = order_of(n, True, SEED)
-    for start in range(0, n, batch_size):
-        rows = order.positions(number, start, min(start + batch_size, n))
-        yield Batch(*(torch.from_numpy(store.read(name, rows)) for name in ("shape", "audio")))
+def alone(stream: PairStream, number: int) -> Iterator[Batch]:
+    """Without a thread: what peers are given no worker for."""
+    return map(to_batch, map(stream.batch, range(number * len(stream), (number + 1) * len(stream))))
 
 
 def to_batch(pairs: PairBatch) -> Batch:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dla_cache.durable import read_file, write_durably
 from dla_cache.errors import CorruptShardError, SpecError, StoreError, WorkInterrupted
 from dla_cache.shards import Shard
 from dla_cache.spec import Recipe
@@ -12,6 +13,8 @@ from dla_cache.store import LatentStore, create_store
 from dla_cache.store.commits import CommitRecord
 from dla_cache.store.content import checked_latents, content_sum
 from dla_cache.store.layout import IMAGES, stored_dtype
+from dla_cache.store.metadata import sole_writer
+from dla_cache.store.parts import ADOPTED
 from dla_cache.store.precision import quantise, to_payloads
 from dla_cache.verify import shard_problems
 
@@ -97,14 +100,22 @@ def convert_store(
         written.consolidate(series)
         if series not in rounded:
             _check_equal(source, written, series)
+    _copy_adoptions(source, written)
     return ConvertReport(
-        n_images=len(written.rows.kept_ids),
+        n_images=written.rows.n_kept,
         series=source.series,
         shards_written=len(todo),
         content_hash=written.content_hash(),
         source_content_hash=source.content_hash(),
         rounded={name: (metadata.recipes[name].format.dtype, recipe.format.dtype) for name, recipe in rounded.items()},
     )
+
+
+def _copy_adoptions(source: LatentStore, target: LatentStore) -> None:
+    """What was declared harmless of the source is so of the same recipes elsewhere."""
+    if (source.path / ADOPTED).is_file() and not (target.path / ADOPTED).is_file():
+        with sole_writer(target.path, target.metadata):
+            write_durably(target.path / ADOPTED, read_file(source.path / ADOPTED))
 
 
 def _rounded_recipes(source: LatentStore, dtypes: Mapping[str, FloatDtype]) -> Iterator[tuple[str, Recipe]]:

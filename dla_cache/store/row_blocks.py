@@ -53,6 +53,9 @@ class RowBlock:
             batch: of `schema_of`, each column from the beginning of its buffers.
         """
         self.batch = batch
+        _, offsets, text = self.column("image_id").buffers()
+        self._offsets = memoryview(offsets).cast("i")
+        self._text = memoryview(text)
 
     def __len__(self) -> int:
         return int(self.batch.num_rows)
@@ -61,15 +64,9 @@ class RowBlock:
         """One column."""
         return self.batch.column(name)
 
-    @cached_property
-    def _id_buffers(self) -> tuple[memoryview, memoryview]:
-        _, offsets, text = self.column("image_id").buffers()
-        return memoryview(offsets).cast("i"), memoryview(text)
-
     def image_id(self, place: int) -> str:
         """Of one row: without Arrow's scalars, which take ten times as long."""
-        offsets, text = self._id_buffers
-        return str(text[offsets[place] : offsets[place + 1]], "utf-8")
+        return str(self._text[self._offsets[place] : self._offsets[place + 1]], "utf-8")
 
     @cached_property
     def labels(self) -> list[Label | None]:

@@ -130,13 +130,18 @@ def test_a_folder_in_use_is_one_message(dla, run_file):
         ("loop.learning_rte=1", "`loop.learning_rte`"),
         ("store=nothing.zarr", "nothing.zarr"),
         ("roles.test=[nothing]", "`nothing`"),
-        ("images=nothing", "cannot be read"),
         ("model.hidden=-1", "`hidden`"),
         ("labelled_per_batch", "is not `path=value`"),
     ],
 )
 def test_what_does_not_fit_is_one_message(dla, run_file, setting, word):
     assert_one_message(dla("train", run_file, "--set", setting), word)
+
+
+def test_images_that_are_not_where_the_run_says_are_one_message(dla, tiny, tmp_path):
+    run = tmp_path / "student.yaml"
+    run.write_text(yaml.safe_dump(tiny.describe("student", "out") | {"store": str(tiny.store), "images": "nothing"}))
+    assert_one_message(dla("train", run), "cannot be read")
 
 
 def test_a_run_file_that_is_missing_or_no_mapping_is_one_message(dla, tmp_path):

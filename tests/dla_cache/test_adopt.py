@@ -15,6 +15,7 @@ from dla_cache.recompute import recompute
 from dla_cache.spec import CacheSpec
 from dla_cache.store import LatentStore, open_store
 from dla_cache.store.adopted import read_adoptions
+from dla_cache.store.exchange import convert_store
 from dla_cache.verify import verify_store
 
 SAID = {"why": "the module was renamed", "who": "me"}
@@ -51,6 +52,16 @@ def test_a_renamed_source_that_makes_the_same_is_taken_for_the_old_one(
     assert open_store(store.path).recipe("depth").source == "pixels"
     checked = verify_store(open_store(store.path), manifest)
     assert (checked.problems, [one.why for one in checked.adopted]) == ((), ["the module was renamed"])
+
+
+def test_what_was_adopted_holds_for_a_converted_store(
+    tmp_path: Path, store: LatentStore, manifest: Manifest, renamed: CacheSpec, open_source: Callable
+) -> None:
+    adopt_source(store, open_source(renamed.latents[0], "cpu"), manifest.root, n_images=6, **SAID)
+    layout = "zarr" if store.layout_name == "webdataset" else "webdataset"
+    convert_store(store, tmp_path / "other", layout)
+    other = renamed.model_copy(update={"layout": layout})
+    assert build_cache(manifest, other, tmp_path / "other", open_source=open_source).images_encoded == 0
 
 
 def test_latents_are_computed_again_by_the_source_that_was_adopted(

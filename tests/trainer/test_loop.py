@@ -170,7 +170,7 @@ def test_death_before_any_step_to_disk_loses_nothing_but_steps(tmp_path, monkeyp
             return run
 
         with monkeypatch.context() as patch:
-            for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "open"), (durable, "no_link")):
+            for owner, name in ((os, "fsync"), (Path, "rename"), (os, "open"), (durable, "no_link")):
                 patch.setattr(owner, name, mortal(getattr(owner, name)))
             try:
                 run_loop(make_loop(folder, config))
