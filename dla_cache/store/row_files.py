@@ -52,6 +52,10 @@ INDEX_SCHEMA = pa.schema(
 OURS = re.compile(rf"{FOLDER}/(\d{{12,}}-[0-9a-f]{{16}}\.arrow|index-[0-9a-f]{{16}}\.parquet)")
 
 
+OF_BLOCKS = ("block_splits", "block_offsets", "block_crc32c")
+"""The columns with a value for each block."""
+
+
 def is_of_rows(store: Path, path: Path) -> bool:
     """Whether a path in a store is that of a row table, be it a former one."""
     return OURS.fullmatch(path.relative_to(store).as_posix()) is not None
@@ -79,7 +83,7 @@ def write_rows(store: Path, rows: RowTable) -> str:
     entries = []
     for part in rows.parts:
         if part.entry is not None and _is_there(store, part.entry):
-            entries.append(part.entry)
+            entries.append({**part.entry, "block_splits": part.block_splits})
             continue
         entry, content = _encode(part, rows.is_multi_label)
         path = store / entry["file"]
@@ -147,28 +151,36 @@ def read_rows(store: Path, rows_sha256: str) -> RowTable:
     facts = json.loads((table.schema.metadata or {}).get(b"dla", b"{}"))
     if facts.get("block_rows") != BLOCK_ROWS:
         raise StoreError(f"`{store}` has rows in blocks of `{facts.get('block_rows')}`", hint="upgrade dla")
-    entries = table.cast(INDEX_SCHEMA).to_pylist()
-    parts = [_part(store, entry, bool(facts["is_multi_label"])) for entry in entries]
+    table = table.cast(INDEX_SCHEMA).combine_chunks()
+    entries = table.drop_columns(list(OF_BLOCKS)).to_pylist()
+    # What is known of blocks stays where it lies: of a thousand million rows there are a million.
+    blocks = {name: table[name].combine_chunks() for name in OF_BLOCKS}
+    parts = [
+        _part(store, entry, {name: column[place] for name, column in blocks.items()}, bool(facts["is_multi_label"]))
+        for place, entry in enumerate(entries)
+    ]
     for before, after in pairwise(parts):
         if after.start < before.stop:
             raise ValueError("parts of the row table overlap")
     return RowTable.of_parts(parts, is_multi_label=bool(facts["is_multi_label"]))
 
 
-def _part(store: Path, entry: dict[str, Any], is_multi_label: bool) -> RowPart:
+def _part(store: Path, entry: dict[str, Any], blocks: dict[str, pa.ListScalar], is_multi_label: bool) -> RowPart:
     """A part as the index tells of it.
 
     Raises:
         ValueError: if the index contradicts itself.
         StoreError: if the part's file is not there in its size.
     """
-    offsets, n_rows, size = entry["block_offsets"], entry["n_rows"], entry["size_bytes"]
-    n_blocks = -(-n_rows // BLOCK_ROWS)
+    n_rows, size = entry["n_rows"], entry["size_bytes"]
+    offsets = entry["block_offsets"] = np.from_dlpack(blocks["block_offsets"].values)
+    crc32cs = entry["block_crc32c"] = np.from_dlpack(blocks["block_crc32c"].values)
+    splits = blocks["block_splits"].values
     if not OURS.fullmatch(entry["file"]):
         raise ValueError(f"the index of the row table names a file `{entry['file']}`")
-    if n_rows < 1 or entry["start"] < 0 or {len(offsets) - 1, *map(len, _per_block(entry))} != {n_blocks}:
+    if n_rows < 1 or entry["start"] < 0 or {len(offsets) - 1, len(crc32cs), len(splits)} != {-(-n_rows // BLOCK_ROWS)}:
         raise ValueError("the index of the row table does not fit its parts")
-    if not (offsets[0] >= 0 and offsets[-1] <= size) or any(np.diff(offsets) <= 0):
+    if not 0 <= offsets[0] <= offsets[-1] <= size or (np.diff(offsets) <= 0).any():
         raise ValueError("the index of the row table leads out of its parts")
     if not _is_there(store, entry):
         raise not_as_written(store, f"row table's part `{entry['file']}`")
@@ -177,7 +189,7 @@ def _part(store: Path, entry: dict[str, Any], is_multi_label: bool) -> RowPart:
         n_rows=n_rows,
         n_removed=entry["n_removed"],
         images_by_split={found["split"]: found["images"] for found in entry["splits"]},
-        block_splits=tuple(entry["block_splits"]),
+        list_splits=splits.to_pylist,
         load=_loader(store, entry, is_multi_label),
         entry=entry,
     )
@@ -186,10 +198,6 @@ def _part(store: Path, entry: dict[str, Any], is_multi_label: bool) -> RowPart:
 def _is_there(store: Path, entry: dict[str, Any]) -> bool:
     path = store / str(entry["file"])
     return path.is_file() and path.stat().st_size == int(entry["size_bytes"])
-
-
-def _per_block(entry: dict[str, Any]) -> tuple[list[Any], list[Any]]:
-    return entry["block_splits"], entry["block_crc32c"]
 
 
 def _loader(store: Path, entry: dict[str, Any], is_multi_label: bool) -> Callable[[int], RowBlock]:
@@ -201,7 +209,7 @@ def _loader(store: Path, entry: dict[str, Any], is_multi_label: bool) -> Callabl
         try:
             if not mapped:
                 mapped.append(memoryview(map_file(store / entry["file"])))
-            start, stop = entry["block_offsets"][number : number + 2]
+            start, stop = entry["block_offsets"][number : number + 2].tolist()
             content = mapped[0][start:stop]
             if crc32c(content) != entry["block_crc32c"][number]:
                 raise ValueError("a block does not have its checksum")
@@ -221,6 +229,15 @@ def _loader(store: Path, entry: dict[str, Any], is_multi_label: bool) -> Callabl
         return RowBlock(batch)
 
     return load
+
+
+def listed_parts(store: Path, index: str) -> dict[str, int]:
+    """Files and bytes of the parts that an index names, unchecked; none if there is no such index, or it is damaged."""
+    try:
+        listed = from_parquet(read_file(store / index), ["file", "size_bytes"]).to_pylist()
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        return {}
+    return {entry["file"]: entry["size_bytes"] for entry in listed if OURS.fullmatch(entry["file"])}
 
 
 def row_problems(store: Path, rows_sha256: str) -> Iterator[tuple[str, str]]:

@@ -24,12 +24,13 @@ class RowPart:
     n_removed: int
     images_by_split: dict[str, int]
     """Without those that were removed."""
-    block_splits: tuple[str | None, ...]
-    """The split of each block whose images are all of one and all there; None of others."""
+    list_splits: Callable[[], list[str | None]]
+    """Gives the split of each block whose images are all of one and all there; None of others."""
     load: Callable[[int], RowBlock]
     entry: dict[str, Any] | None = None
     """What the index says of its file, if it comes from one; see `dla_cache.store.row_files`."""
     _blocks: dict[int, RowBlock] = field(default_factory=dict)
+    _block_splits: list[str | None] | None = None
 
     @classmethod
     def of_blocks(cls, start: int, blocks: Sequence[RowBlock]) -> "RowPart":
@@ -42,13 +43,19 @@ class RowPart:
             n_rows=sum(map(len, blocks)),
             n_removed=sum(int(block.removed.sum()) for block in blocks),
             images_by_split=dict(sorted(images_by_split.items())),
-            block_splits=tuple(block.common_split for block in blocks),
+            list_splits=lambda: [block.common_split for block in blocks],
             load=blocks.__getitem__,
         )
 
     @property
     def stop(self) -> int:
         return self.start + self.n_rows
+
+    @property
+    def block_splits(self) -> list[str | None]:
+        if self._block_splits is None:
+            self._block_splits = self.list_splits()
+        return self._block_splits
 
     def block(self, number: int) -> RowBlock:
         """A block, kept once it was read."""
@@ -59,7 +66,7 @@ class RowPart:
 
     def blocks(self) -> Iterator[RowBlock]:
         """All of them in order; those that were not needed before are not kept."""
-        for number in range(len(self.block_splits)):
+        for number in range(-(-self.n_rows // BLOCK_ROWS)):
             yield self._blocks.get(number) or self.load(number)
 
 

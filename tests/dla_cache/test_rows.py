@@ -1,16 +1,21 @@
 """The row table: parts and blocks on disk, read as they are needed, each with its checksum."""
 
+import hashlib
+import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dla_cache.errors import StoreError
-from dla_cache.shards import Shard
+from dla_cache.parquet import to_parquet
+from dla_cache.shards import Shard, ShardPlan
 from dla_cache.store import row_blocks, row_files, row_parts, rows
 from dla_cache.store.row_files import read_rows, row_problems, write_rows
 from dla_cache.store.row_files import row_files as files_of
@@ -156,7 +161,32 @@ def test_an_index_that_another_index_takes_the_place_of_is_refused(tmp_path: Pat
 
 def test_a_file_that_an_index_names_outside_of_its_folder_is_refused(tmp_path: Path) -> None:
     table = read_rows(tmp_path, write_rows(tmp_path, RowTable(image(row) for row in range(3))))
-    entry = table.parts[0].entry
-    assert entry is not None
-    with pytest.raises(ValueError, match=r"names a file `rows/\.\./\.\./x\.arrow`"):
-        row_files._part(tmp_path, entry | {"file": "rows/../../x.arrow"}, False)
+    assert table.parts[0].entry is not None
+    table.parts[0].entry["file"] = "rows/../../x.arrow"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_files, "_is_there", lambda *_: True)
+        rows_sha256 = write_rows(tmp_path, table)
+        with pytest.raises(ValueError, match=r"names a file `rows/\.\./\.\./x\.arrow`"):
+            read_rows(tmp_path, rows_sha256)
+
+
+def test_a_thousand_million_images_are_planned_from_the_index_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    (part,) = read_rows(tmp_path, write_rows(tmp_path, RowTable(image(row) for row in range(2048)))).parts
+    n_parts = 4000
+    blocks = {"block_splits": ["train"] * 256, "block_offsets": [*range(0, 257 * 8, 8)], "block_crc32c": [0] * 256}
+    assert part.entry is not None
+    entries = [{**part.entry, "start": n * 2**18, "n_rows": 2**18, **blocks} for n in range(n_parts)]
+    entries = [{**entry, "splits": [{"split": "train", "images": 2**18}]} for entry in entries]
+    facts = {"dla": json.dumps({"block_rows": 1024, "is_multi_label": False})}
+    content = to_parquet(pa.Table.from_pylist(entries, schema=row_files.INDEX_SCHEMA).replace_schema_metadata(facts))
+    rows_sha256 = hashlib.sha256(content).hexdigest()
+    (tmp_path / row_files.index_name(rows_sha256)).write_bytes(content)
+    started = time.process_time()
+    table = read_rows(tmp_path, rows_sha256)
+    plan = ShardPlan(table.spans, 4096)
+    assert time.process_time() - started < 2
+    assert (len(table), len(plan), table.images_of("train")) == (n_parts * 2**18, n_parts * 64, n_parts * 2**18)
+    assert plan[-1] == Shard(n_parts * 64 - 1, table.end - 4096, table.end)
