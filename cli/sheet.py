@@ -77,7 +77,7 @@ def modality_pictures(
     from cli.picture import grey_picture, signed_picture
 
     latents = store.read(modality, rows).astype(np.float32)
-    statistics = store.statistics(modality, sorted({row.split for row in store.rows if not row.removed}))
+    statistics = store.statistics(modality, sorted(store.rows.splits))
     std = np.where(statistics.std > 0, statistics.std, 1)
     standardised = (latents - statistics.mean[:, None, None]) / std[:, None, None]
     columns: list[tuple[str, list[Any]]] = [

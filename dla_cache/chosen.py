@@ -60,7 +60,7 @@ def chosen_rows(
             )
         rows = wanted
     if where is not None:
-        rows = np.array([row for row in rows.tolist() if where(store.rows[row])], np.int64)
+        rows = np.array([image.row for image in store.rows.images_of(rows) if where(image)], np.int64)
     if not len(rows):
         raise StoreError("no image is left of the store", hint="look at `where` and `image_ids`")
     return ChosenRows(rows)

@@ -74,7 +74,7 @@ def describe_store(store: LatentStore) -> StoreStatus:
     modalities = [_describe_series(store, modality) for modality in store.modalities]
     return StoreStatus(
         images=store.rows.n_kept,
-        images_per_split={split: len(store.rows_of([split])) for split in sorted(store.rows.splits)},
+        images_per_split={split: store.rows.n_of(split) for split in sorted(store.rows.splits)},
         class_names=store.class_names,
         modalities=tuple(modalities),
         content_hash=None if any(state.shards_missing for state in modalities) else store.content_hash(),

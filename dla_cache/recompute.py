@@ -68,7 +68,7 @@ def recompute(
         CorruptShardError: if a stored latent is damaged.
     """
     if image_root is None and not holds_files(store):
-        held = f"`{store.path}` holds {'no images' if store.metadata.images is None else 'smaller pictures'}"
+        held = f"`{store.place}` holds {'no images' if store.metadata.images is None else 'smaller pictures'}"
         raise MissingLatentError(f"{held}: its sources saw the files", hint="name the folder the images lie in")
     chosen = store.modalities if modalities is None else tuple(modalities)
     rows_of = {name: draw_rows(store, name, n_images, seed) for name in chosen}
@@ -100,7 +100,7 @@ def compare_live(
     name = source.recipe.modality.value
     stored, live = store.read(name, rows), []
     for start in range(0, len(rows), BATCH_SIZE):
-        images = [store.rows[row] for row in rows[start : start + BATCH_SIZE].tolist()]
+        images = store.rows.images_of(rows[start : start + BATCH_SIZE])
         views = list(views_of(store, image_root, images, source.recipe.source_view_size))
         put_out = encode_batch(source, images, views)
         live.append(as_stored(put_out, store.recipe(name).format, [image.image_id for image in images]))
@@ -131,7 +131,7 @@ def draw_rows(store: LatentStore, modality: str, n_images: int, seed: int) -> ND
     kept = [store.kept_rows(shard) for shard in store.shards if shard.index in committed]
     rows = np.concatenate(kept) if kept else np.empty(0, np.int64)
     if not len(rows):
-        raise MissingLatentError(f"no latent of `{modality}` is committed in `{store.path}`", hint="build the store")
+        raise MissingLatentError(f"no latent of `{modality}` is committed in `{store.place}`", hint="build the store")
     return np.sort(generator(seed).permutation(rows)[:n_images])
 
 
@@ -159,7 +159,7 @@ def open_again(
         old, new = (one.model_dump(mode="json") for one in (recipe.as_built, source.recipe))
         source.close()
         raise RecipeMismatchError(
-            f"`{recipe.source}` is another source here than the one that made `{modality}` of `{store.path}`:"
+            f"`{recipe.source}` is another source here than the one that made `{modality}` of `{store.place}`:"
             f" {'; '.join(changed_fields(old, new))}",
             hint="install the version of source and weights that made the store, or show by `dla cache adopt` that this"
             " one makes the same",

@@ -85,5 +85,5 @@ def image_contents(store: HoldsImages, image_root: Path | None, rows: Sequence[i
     """
     if image_root is None:
         return store.read_images(np.asarray(rows, np.int64))
-    images = [store.rows[int(row)] for row in rows]
+    images = store.rows.images_of(rows)
     return [read_image_bytes(path_of(image_root, image.uri), image) for image in images]

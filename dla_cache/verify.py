@@ -7,27 +7,25 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from dla_cache.card import is_card, is_sealed
 from dla_cache.durable import is_temporary, read_file
-from dla_cache.errors import StoreError, name_some
+from dla_cache.errors import DlaError, StoreError, name_some
 from dla_cache.manifest import Manifest
 from dla_cache.order import generator
 from dla_cache.shards import Shard
 from dla_cache.store import LatentStore
 from dla_cache.store.adopted import Adoption, content_of, read_adoptions
+from dla_cache.store.claims import CLAIMS
 from dla_cache.store.commits import CommitRecord
 from dla_cache.store.content import content_sum
-from dla_cache.store.layout import IMAGES, commits_folder, open_shard
+from dla_cache.store.files import IS_LINK, MOVE_AWAY
+from dla_cache.store.layout import IMAGES, open_shard
 from dla_cache.store.metadata import how_to_go_on
 from dla_cache.store.parts import ADOPTED, CARD, CARD_TITLE, UNFINISHED
+from dla_cache.store.reading import is_out_of_reach
 from dla_cache.store.row_files import row_files, row_problems
-
-IS_LINK = "it is a link, which may lead out of the store: put what it leads to in its place"
-
-MOVE_AWAY = "move it away"
-"""What cures a file that no command of ours writes, reads or removes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +93,18 @@ def verify_store(
         jobs: threads that read and hash, each a shard at a time in memory; by default one a core.
         on_progress: told after each shard how many are checked and how many there are.
     """
+    with store.past_copies() as anew:
+        return _verify(anew, manifest, sample, seed, jobs, on_progress)
+
+
+def _verify(
+    store: LatentStore,
+    manifest: Manifest | None,
+    sample: float | None,
+    seed: int,
+    jobs: int | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> VerifyReport:
     problems = list(_manifest_problems(store, manifest)) if manifest else []
     problems += _metadata_problems(store)
     if (store.path / UNFINISHED).is_file():
@@ -185,33 +195,40 @@ def _read_unit(store: LatentStore, unit: Unit) -> list[Problem]:
 
 def _size_problems(store: LatentStore, series: str, shard: Shard, record: CommitRecord) -> Iterator[Problem]:
     """What is amiss with a shard that is not read, as far as its files' names and sizes tell."""
-    where, paths = f"{series}, shard {shard.index}", store.shard_files(series, shard.index)
+    where, files = f"{series}, shard {shard.index}", store.layout_of(series).files(shard.index)
     problem = record_problem(store, series, shard, record)
     if problem is not None:
         yield Problem(where, problem)
         return
     try:
-        _require_files(paths, record.size_bytes)
+        _require_files(store, files, record.size_bytes)
     except (OSError, ValueError) as error:
-        yield Problem(where, f"{error} ({_named(paths)})")
+        if is_out_of_reach(error):
+            raise
+        yield Problem(where, f"{said_of(error)} ({_named(files)})")
 
 
-def _require_files(paths: Sequence[Path], size_bytes: int) -> None:
+def _require_files(store: LatentStore, files: Sequence[str], size_bytes: int) -> None:
     """Passes if these files have so many bytes together, and are no links: before any of them is read.
 
     Raises:
         OSError: if one is missing.
         ValueError: if they have not, or are.
     """
-    if any(path.is_symlink() for path in paths):
+    if any((store.path / name).is_symlink() for name in files):
         raise ValueError(IS_LINK)
-    found = sum(path.stat().st_size for path in paths)
+    found = sum(store.files.size_bytes(name) for name in files)
     if found != size_bytes:
         raise ValueError(f"it has {found} bytes, {size_bytes} were committed")
 
 
-def _named(paths: Sequence[Path]) -> str:
-    return ", ".join(f"`{path.name}`" for path in paths)
+def said_of(error: Exception) -> str:
+    """What an error says, without a hint."""
+    return error.message if isinstance(error, DlaError) else str(error)
+
+
+def _named(files: Sequence[str]) -> str:
+    return ", ".join(f"`{name.rpartition('/')[2]}`" for name in files)
 
 
 def _manifest_problems(store: LatentStore, manifest: Manifest) -> Iterator[Problem]:
@@ -271,14 +288,16 @@ def shard_problems(store: LatentStore, series: str, shard: Shard, record: Commit
         yield Problem(where, problem)
         return
     kept = store.kept_rows(shard)
-    image_ids = [store.rows.image_ids[row] for row in kept.tolist()]
-    paths = store.shard_files(series, shard.index)
+    image_ids = store.rows.ids_of(kept)
+    files = store.layout_of(series).files(shard.index)
     try:
-        _require_files(paths, record.size_bytes)
-        contents = [read_file(path) for path in paths]
+        _require_files(store, files, record.size_bytes)
+        contents = [store.files.read(name) for name in files]
         opened = open_shard(store.layout_of(series), contents, len(shard), record.size_bytes)
     except (OSError, ValueError) as error:
-        yield Problem(where, f"{error} ({_named(paths)})")
+        if is_out_of_reach(error):
+            raise
+        yield Problem(where, f"{said_of(error)} ({_named(files)})")
         return
     payloads, damaged = opened.gather(kept - shard.start)
     if damaged:
@@ -296,45 +315,39 @@ def shard_problems(store: LatentStore, series: str, shard: Shard, record: Commit
     if store.measure_shard(series, shard, payloads) != record.statistics:
         yield Problem(where, "its statistics are not those of its samples")
     # A file without an index beside it has room for nothing but its samples, where none is removed.
-    may_hold_more = len(kept) < len(shard) or (is_committed and len(paths) > 1)
+    may_hold_more = len(kept) < len(shard) or (is_committed and len(files) > 1)
     if may_hold_more and store.encode_shard(series, shard, payloads) != tuple(contents):
-        more = "run `dla cache takedown` again" if len(kept) < len(shard) else f"see the members of {_named(paths[:1])}"
+        more = "run `dla cache takedown` again" if len(kept) < len(shard) else f"see the members of {_named(files[:1])}"
         yield Problem(where, f"it holds other things than its images under their names: {more}")
     if series == IMAGES:
         changed = store.metadata.changed_images(kept.tolist(), payloads)
         if changed:
-            names = name_some([store.rows.image_ids[row] for row in changed])
+            names = name_some(store.rows.ids_of(changed))
             yield Problem(where, f"{len(changed)} images do not have the sha256 of their row: {names}")
 
 
 def _surplus_problems(store: LatentStore) -> Iterator[Problem]:
     rows = row_files(store.rows, store.metadata.rows_sha256)
-    shards = {
-        path
-        for series in store.series
-        for shard in store.committed(series)
-        for path in store.shard_files(series, shard)
-    }
-    known = shards | {store.path / name for name in (CARD, ADOPTED, *rows, *store.metadata.files(""))}
-    logs = {commits_folder(store.path, series) for series in store.series}
+    files = {series: store.layout_of(series).files for series in store.series}
+    shards = {name for series in store.series for shard in store.committed(series) for name in files[series](shard)}
+    known = shards | {CARD, ADOPTED, *rows, *store.metadata.files("")}
+    logs = {PurePosixPath("commits", series) for series in store.series}
     # A build writes over these, and `prune` removes them.
-    planned = {
-        path for series in store.series for shard in store.shards for path in store.shard_files(series, shard.index)
-    }
-    for path in sorted(store.path.rglob("*")):
-        where = path.relative_to(store.path).as_posix()
-        # What a killed process left under a hidden temporary name is overwritten or never looked at.
-        is_leftover = is_temporary(path) or path == store.path / UNFINISHED
-        if path.is_symlink():
-            if path not in shards:  # else it was found with its shard
-                yield Problem(where, IS_LINK)
-        elif path.is_dir() or path in known or (path.parent in logs and path.is_file()) or is_leftover:
+    planned = {name for series in store.series for shard in store.shards for name in files[series](shard.index)}
+    for name, fault in store.files.entries():
+        path = PurePosixPath(name)
+        # What a killed process left under a hidden temporary name is overwritten or never looked at, and so are claims.
+        is_leftover = is_temporary(path) or name == UNFINISHED or path.parts[0] == CLAIMS
+        if fault == IS_LINK:
+            if name not in shards:  # else it was found with its shard
+                yield Problem(name, IS_LINK)
+        elif name in known or (path.parent in logs and fault is None) or is_leftover:
             continue
-        elif path.exists() and not path.is_file():
-            yield Problem(where, f"it is a pipe, a socket or a device: {MOVE_AWAY}")
-        elif path.exists():  # not another process's file that has its final name by now
+        elif fault is not None:
+            yield Problem(name, fault)
+        else:
             what = "it belongs to nothing that is committed"
-            yield Problem(where, what if path in planned else f"{what}: {MOVE_AWAY}")
+            yield Problem(name, what if name in planned else f"{what}: {MOVE_AWAY}")
 
 
 def _card_problems(store: LatentStore, content_hash: str | None) -> Iterator[Problem]:

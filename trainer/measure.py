@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dla_cache.errors import RecipeMismatchError, SpecError, name_some
+from dla_cache.errors import RecipeMismatchError, name_some
 from dla_cache.store import LatentStore
 from trainer.data import Batch, PairSource, PixelScale, Role
 from trainer.evaluate import Predictions, measure_subsets, predict
-from trainer.run import EVALUATION_BATCH_SIZE, TrainedRun, check_is_measurable
+from trainer.run import EVALUATION_BATCH_SIZE, TrainedRun, check_is_labelled
 from trainer.run_folder import digest_of_rows
 from trainer.scores import Score
 from trainer.tasks import StudentTask
@@ -49,14 +49,9 @@ def measure_run(
         ImageError: if an image is missing or has changed.
     """
     check_fits(run, store, where)
-    rows = [store.rows[row] for row in store.rows_of(splits)]
-    unlabelled = [row.image_id for row in rows if row.label is None]
-    if unlabelled:
-        raise SpecError(
-            f"{len(unlabelled)} of {len(rows)} images of {name_some(splits)} have no label: {name_some(unlabelled)}",
-            hint="name another split; `dla predict` answers for images without a label",
-        )
-    check_is_measurable(store, rows, f"{name_some(splits)}")
+    check_is_labelled(
+        store, splits, name_some(splits), hint="name another split; `dla predict` answers for images without a label"
+    )
     run.task.module.to(device)
     config, modalities = run.config, run.facts.modalities
     pairs = PairSource(
@@ -71,7 +66,7 @@ def measure_run(
         sees_images=config.kind != "probe",
     )
     batches = pairs.evaluation(Role(tuple(splits), EVALUATION_BATCH_SIZE), modalities)
-    total, done = len(rows) * (1 if isinstance(run.task, StudentTask) else 2), 0
+    total, done = len(store.rows_of(splits)) * (1 if isinstance(run.task, StudentTask) else 2), 0
 
     def counted() -> Iterator[Batch]:
         nonlocal done

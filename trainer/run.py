@@ -12,7 +12,6 @@ import torch
 from dla_cache.errors import RecipeMismatchError, SpecError, name_some
 from dla_cache.spec import ORIGINAL_IMAGES, StrictModel, parse_spec
 from dla_cache.store import LatentStore, open_store
-from dla_cache.store.rows import StoredImage
 from trainer.checkpoint import fitting, load_checkpoint, write_atomically
 from trainer.config import MODEL_CONFIGS, RunConfig, folder_of
 from trainer.data import PairSource, PixelScale, Role
@@ -82,7 +81,7 @@ def _train_locked(
 ) -> RunResult:
     folder = Path(config.output)
     begun = begun_facts(folder, resume=resume)
-    store = open_store(Path(config.store))
+    store = open_store(config.store)
     target_run = load_run(Path(config.teacher)) if config.teacher is not None else None
     facts = data_facts(config, store, target_run, begun)
     if begun is not None:
@@ -270,23 +269,28 @@ def check_roles(config: RunConfig, store: LatentStore) -> None:
                 hint=f"make batches smaller: --set {role}_per_batch={max(1, n_images // 4)}",
             )
     for role in ("labelled", "validation", "test"):
-        rows = [store.rows[row] for row in store.rows_of(getattr(config.roles, role))]
-        unlabelled = [row.image_id for row in rows if row.label is None]
-        if unlabelled:
-            raise SpecError(
-                f"{len(unlabelled)} images of `roles.{role}` have no label: {name_some(unlabelled)}",
-                hint="images without a label can play `roles.transfer` only",
-            )
-        check_is_measurable(store, rows, f"`roles.{role}`")
+        check_is_labelled(
+            store,
+            getattr(config.roles, role),
+            f"`roles.{role}`",
+            hint="images without a label can play `roles.transfer` only",
+        )
 
 
-def check_is_measurable(store: LatentStore, rows: Sequence[StoredImage], where: str) -> None:
-    """Passes images of one class each; of several labels only if some image has a class, for else nothing is ranked.
+def check_is_labelled(store: LatentStore, splits: Sequence[str], where: str, *, hint: str) -> None:
+    """Passes splits whose images all have a label; of several labels only if some image has a class, for else nothing
+    is ranked.
 
     Raises:
-        SpecError: if none has.
+        SpecError: if an image has none.
     """
-    if store.rows.is_multi_label and not any(row.label for row in rows):
+    rows = store.rows_of(splits)
+    labels = store.rows.labels_of(rows)
+    unlabelled = rows[[label is None for label in labels]]
+    if len(unlabelled):
+        named = name_some(store.rows.ids_of(unlabelled))
+        raise SpecError(f"{len(unlabelled)} of {len(rows)} images of {where} have no label: {named}", hint=hint)
+    if store.rows.is_multi_label and not any(labels):
         raise SpecError(f"no image of {where} has any of the classes", hint="there is nothing to rank: see the labels")
 
 

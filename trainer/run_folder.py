@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from dla_cache.durable import make_folder, writing_to
 from dla_cache.errors import CheckpointError, RecipeMismatchError, SpecError
+from dla_cache.remote import is_remote
 from dla_cache.spec import ORIGINAL_IMAGES, ImageRecipe, LatentFormat, StrictModel, canonical_json, load_yaml
 from dla_cache.store import LatentStore
 from trainer.checkpoint import start_again, write_atomically
@@ -114,8 +115,12 @@ def digest_of_rows(store: LatentStore) -> str:
 
     Paths lie outside it, so data may move.
     """
-    rows = [[row.image_id, row.sha256, row.split, row.label, row.removed] for row in store.rows]
-    return hashlib.sha256(canonical_json(rows).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for number, row in enumerate(store.rows):
+        text = canonical_json([row.image_id, row.sha256, row.split, row.label, row.removed])
+        digest.update(f"{',' if number else '['}{text}".encode())
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def begun_facts(folder: Path, *, resume: bool) -> DataFacts | None:
@@ -140,7 +145,9 @@ def begin_folder(folder: Path, config: RunConfig, facts: DataFacts) -> None:
     # Last: a folder with a config is one that can be resumed.
     # Relative to the folder, so that the file is a run file like any other and all can be moved together.
     places = {name: value for name in PLACES if (value := getattr(config, name)) is not None}
-    relative = config.model_copy(update={name: os.path.relpath(place, folder) for name, place in places.items()})
+    relative = config.model_copy(
+        update={name: os.path.relpath(place, folder) for name, place in places.items() if not is_remote(place)}
+    )
     write_atomically(folder / "config.yaml", dump_config(relative).encode())
 
 

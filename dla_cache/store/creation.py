@@ -159,7 +159,7 @@ def check_is_new(path: Path, layout: Layout) -> None:
             hint="restore it from a copy, or remove the folder and build again",
         )
     for entry in path.iterdir():
-        if entry.is_dir() and entry.name not in ("commits", "rows"):
+        if entry.is_dir() and entry.name not in ("claims", "commits", "rows"):
             check_holds_nothing(entry)
     strangers = [file for file in (path / "rows").glob("*") if not (is_of_rows(path, file) or is_temporary(file))]
     if strangers:
@@ -196,7 +196,7 @@ def check_agrees(path: Path, stored: StoreMetadata, wanted: StoreMetadata) -> No
         raise RecipeMismatchError(
             f"`{path}` was built from another spec, source or manifest: {'; '.join(differences)}",
             hint="name a new store, or go back to the old settings; `dla cache adopt` takes a change of source or paths"
-            " that is shown to be harmless",
+            f" that is shown to be harmless{_other_ways(stored, wanted)}",
         )
     if stored.rows != wanted.rows:
         one_sided = sorted(stored.rows.removed_ids ^ wanted.rows.removed_ids)
@@ -206,6 +206,15 @@ def check_agrees(path: Path, stored: StoreMetadata, wanted: StoreMetadata) -> No
             hint="run the same command again if they were removed just now; else `dla cache takedown` removes them"
             " from the other store, too",
         )
+
+
+def _other_ways(stored: StoreMetadata, wanted: StoreMetadata) -> str:
+    ways = ""
+    if len(wanted.rows) > len(stored.rows):
+        ways += "; `--append` adds images to those there"
+    if None not in (stored.images, wanted.images) and stored.images != wanted.images:
+        ways += "; with `images: none` a build leaves the images there as they are"
+    return ways
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

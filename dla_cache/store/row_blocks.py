@@ -96,11 +96,12 @@ class RowBlock:
 
     def image(self, place: int) -> StoredImage:
         """One row."""
-        return self.images(place, place + 1)[0]
+        return self.images([place])[0]
 
-    def images(self, start: int = 0, stop: int | None = None) -> list[StoredImage]:
-        """Some rows."""
-        cells = self.batch.slice(start, None if stop is None else stop - start).to_pylist()
+    def images(self, places: Sequence[int] | None = None) -> list[StoredImage]:
+        """Some rows, or all."""
+        chosen = self.batch if places is None else self.batch.take(pa.array(places, pa.int64()))
+        cells = chosen.to_pylist()
         return [
             StoredImage(
                 row=cell["row"],

@@ -156,6 +156,14 @@ class RowTable:
         """The labels of some rows, in their order."""
         return [block.labels[place] for block, place in self._places_of(rows)]
 
+    def images_of(self, rows: Rows) -> list[StoredImage]:
+        """Some rows, in their order: much faster than one by one where they are neighbours."""
+        found: list[StoredImage] = []
+        for _, run in groupby(self._places_of(rows), key=lambda at: id(at[0])):
+            places = list(run)
+            found += places[0][0].images([place for _, place in places])
+        return found
+
     def splits_of(self, rows: Rows) -> list[str]:
         """The splits of some rows, in their order."""
         found: list[str] = []
@@ -202,7 +210,7 @@ class RowTable:
     def splits(self) -> frozenset[str]:
         return frozenset(split for part in self.parts for split in part.images_by_split)
 
-    def images_of(self, split: str) -> int:
+    def n_of(self, split: str) -> int:
         """How many images a split has."""
         return sum(part.images_by_split.get(split, 0) for part in self.parts)
 

@@ -82,6 +82,10 @@ def test_what_is_asked_of_a_table_is_what_its_rows_say(table: RowTable, chosen: 
         assert table.rows_of(chosen).tolist() == expected
     numbers = [row.row for row in images]
     assert table.ids_of(numbers) == tuple(table.image_ids) == tuple(row.image_id for row in images)
+    assert table.images_of(numbers[::-1]) == images[::-1]
+    assert [table.n_of(split) for split in sorted(splits)] == [
+        sum(row.split == split for row in kept) for split in sorted(splits)
+    ]
     assert table.labels_of(numbers) == [row.label for row in images]
     assert table.splits_of(numbers) == [row.split for row in images]
     assert table.known(np.arange(table.end)).nonzero()[0].tolist() == numbers
@@ -188,5 +192,5 @@ def test_a_thousand_million_images_are_planned_from_the_index_alone(
     table = read_rows(tmp_path, rows_sha256)
     plan = ShardPlan(table.spans, 4096)
     assert time.process_time() - started < 2
-    assert (len(table), len(plan), table.images_of("train")) == (n_parts * 2**18, n_parts * 64, n_parts * 2**18)
+    assert (len(table), len(plan), table.n_of("train")) == (n_parts * 2**18, n_parts * 64, n_parts * 2**18)
     assert plan[-1] == Shard(n_parts * 64 - 1, table.end - 4096, table.end)
