@@ -30,7 +30,9 @@ app = typer.Typer(help="The cache of undecoded latents.", no_args_is_help=True)
 PICTURE_STRIDE = 5
 """A contact sheet shows every fifth image: renders of one digit lie side by side."""
 
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")]
+StorePlace = Annotated[
+    str, typer.Argument(metavar="STORE", help="Folder of the store, or its URL, s3://bucket/prefix.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -42,7 +44,9 @@ def group() -> None:
 @app.command()
 def build(
     manifest_path: Annotated[Path, typer.Option("--manifest", help="Image list, a Parquet file.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the store; made if absent.")],
+    out: Annotated[
+        str, typer.Option("--out", metavar="STORE", help="Folder of the store, or its URL; made if absent.")
+    ],
     spec_path: Annotated[Path | None, typer.Argument(metavar="[SPEC]", help="Cache spec, a YAML file.")] = None,
     source: Annotated[
         str | None, typer.Option("--source", help="In place of SPEC: one source, or a class of yours, module:Class.")
@@ -169,7 +173,7 @@ def _spec_fields(spec_path: Path | None, source: str | None, modality: str | Non
 
 
 @app.command()
-def status(store_path: StorePath, as_json: AsJson = False) -> None:
+def status(store_path: StorePlace, as_json: AsJson = False) -> None:
     """Show what is committed and what is missing."""
     from dla_cache.describe import describe_store
     from dla_cache.store import open_store
@@ -203,7 +207,7 @@ def status(store_path: StorePath, as_json: AsJson = False) -> None:
 
 @app.command()
 def inspect(
-    store_path: StorePath,
+    store_path: StorePlace,
     image_id: Annotated[str | None, typer.Option("--image-id", help="Show the latents of this image.")] = None,
     picture: Annotated[
         Path | None, typer.Option("--picture", help="Draw eight images and their latents into this PNG.")

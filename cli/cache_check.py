@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from dla_cache.store import LatentStore
     from dla_cache.verify import VerifyReport
 
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")]
+StorePlace = Annotated[
+    str, typer.Argument(metavar="STORE", help="Folder of the store, or its URL, s3://bucket/prefix.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 SHOWN_IMAGES = 5
@@ -28,7 +30,7 @@ SHOWN_SHARDS = 10
 
 
 def verify_command(
-    store_path: StorePath,
+    store_path: StorePlace,
     manifest_path: Annotated[Path | None, typer.Option("--manifest", help="Compare with this manifest, too.")] = None,
     recompute_images: Annotated[
         int | None,
@@ -65,7 +67,8 @@ def verify_command(
     from dla_cache.manifest import read_manifest
     from dla_cache.recompute import holds_files
     from dla_cache.store import open_store
-    from dla_cache.verify import MOVE_AWAY, verify_store
+    from dla_cache.store.files import MOVE_AWAY
+    from dla_cache.verify import verify_store
 
     if recompute_images is None and images is not None:
         raise typer.BadParameter("it is for --recompute, which is missing", param_hint="--images")
@@ -120,7 +123,7 @@ def _recompute(
     live = [name for name in store.modalities if name not in imported]
     if not live:
         raise StoreError(
-            f"all latents of `{store.path}` were imported: there is no source to compute them again",
+            f"all latents of `{store.place}` were imported: there is no source to compute them again",
             hint="leave out `--recompute`",
         )
     for name in imported:
@@ -170,7 +173,7 @@ def _show_recomputed(recomputed: "Sequence[Recomputed]") -> None:
 
 
 def explain_command(
-    store_path: StorePath,
+    store_path: StorePlace,
     image_id: Annotated[str, typer.Argument(metavar="ID", help="An image's ID.")],
     manifest_path: Annotated[
         Path | None, typer.Option("--manifest", help="What a manifest, and its list of quarantined, say of it.")
@@ -193,8 +196,8 @@ def explain_command(
 
 
 def diff_command(
-    before_path: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a store.")],
-    after_path: Annotated[Path, typer.Argument(metavar="OTHER", help="Folder of the store to compare it with.")],
+    before_path: Annotated[str, typer.Argument(metavar="STORE", help="Folder of a store, or its URL.")],
+    after_path: Annotated[str, typer.Argument(metavar="OTHER", help="Folder or URL of the store to compare it with.")],
     as_json: AsJson = False,
 ) -> None:
     """Compare two stores image by image: recipes, IDs, labels, latents. Exit code 1 if they hold different things."""
@@ -206,7 +209,7 @@ def diff_command(
     if as_json:
         typer.echo(json.dumps({**asdict(found), "is_empty": found.is_empty}))
     else:
-        _show_diff(found, str(before_path), str(after_path))
+        _show_diff(found, before_path, after_path)
     if not found.is_empty:
         raise typer.Exit(1)
 

@@ -45,7 +45,10 @@ def evaluate(
     splits: Annotated[
         list[str] | None, typer.Option("--split", help="Split to measure on; repeatable. [the run's validation]")
     ] = None,
-    store_path: Annotated[Path | None, typer.Option("--store", help="Store to measure on. [the run's]")] = None,
+    store_place: Annotated[
+        str | None,
+        typer.Option("--store", metavar="STORE", help="Store to measure on, a folder or a URL. [the run's]"),
+    ] = None,
     images: Annotated[
         Path | None, typer.Option("--images", help="Folder the images' paths start from. [the run's]")
     ] = None,
@@ -59,6 +62,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a run on a split: accuracy or mAP, classes, calibration; of probes and teachers every modality subset."""
+    from dla_cache.remote import is_remote
     from dla_cache.store import open_store
     from trainer.config import folder_of
     from trainer.measure import measure_run
@@ -68,19 +72,19 @@ def evaluate(
         raise typer.BadParameter("it stands in a file of --out, which is missing", param_hint="--probabilities")
     require_device(device)
     run = load_run(run_path)
-    store_path, images = store_path or Path(run.config.store), images or folder_of(run.config.images)
-    for place, option in ((store_path, "--store"), (images, "--images")):
-        if place is not None and not place.exists():
+    store_place, images = store_place or run.config.store, images or folder_of(run.config.images)
+    for place, option in ((store_place, "--store"), (images, "--images")):
+        if place is not None and not is_remote(str(place)) and not Path(place).exists():
             raise StoreError(f"`{place}` is not there", hint=f"say with `{option}` where it is now")
     splits = list(dict.fromkeys(splits or run.config.roles.validation))
     passes = 1 if run.config.kind == "student" else 2  # a model of latents is measured whole, then by subset
     with ProgressReporter("evaluate", "images") as reporter:
         measured = measure_run(
             run,
-            open_store(store_path),
+            open_store(store_place),
             images,
             splits,
-            where=str(store_path),
+            where=store_place,
             device=device,
             on_progress=lambda done, total: reporter.update(done // passes, total // passes),
         )
@@ -92,7 +96,7 @@ def evaluate(
         if (remark := REMARKS.get(facts["roles"][split])) is not None:
             typer.echo(f"note: `{printable(split)}`: {remark}", err=True)
     if not measured.is_own_data:
-        typer.echo(f"note: `{store_path}` has other images, splits or labels than the run's own store", err=True)
+        typer.echo(f"note: `{store_place}` has other images, splits or labels than the run's own store", err=True)
     if as_json:
         typer.echo(json.dumps(facts))
     else:

@@ -137,7 +137,7 @@ def write_page(
     shown = None
     if picture is not None:
         shown = read_picture(picture)
-    elif images is not None or any(open_store(one.path).has_images for one in stores[:1]):
+    elif images is not None or any(open_store(one.place).has_images for one in stores[:1]):
         shown = draw_picture(stores, images)
     places = {"--store": store, "--images": images, "--picture": picture}
     rerun = plan_rerun([run.folder for run in finished], places)
@@ -199,7 +199,7 @@ def draw_picture(stores: Sequence[StoreFacts], images: Path | None) -> Picture:
     """
     if not stores:
         raise StoreError("a contact sheet needs the store of the runs", hint="name it with `--store`")
-    store = open_store(stores[0].path)
+    store = open_store(stores[0].place)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sheet.png"
         there = [image.image_id for image in store.rows if not image.removed]

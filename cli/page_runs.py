@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cli.arms import settings_of
 from cli.page_intervals import Estimate, over_seeds
-from cli.page_store import StoreFacts, check_trained_on, read_store
+from cli.page_store import StoreFacts, check_trained_on, place_of, read_store
 from dla_cache.errors import CheckpointError, RecipeMismatchError, StoreError
+from dla_cache.remote import is_remote
 from trainer.checkpoint import MetricsFile
 from trainer.config import RunConfig
 from trainer.run_folder import DataFacts, RunResult, read_config, read_facts, read_result
@@ -121,7 +122,7 @@ def read_runs(folders: Sequence[Path], store: Path | None) -> tuple[list[Finishe
         RecipeMismatchError: if some have one class an image and others several.
     """
     given = None if store is None else read_store(store)
-    opened: dict[Path, StoreFacts | None] = {}
+    opened: dict[str, StoreFacts | None] = {}
     runs = []
     without: dict[str, list[str]] = {}
     for folder in folders:
@@ -130,7 +131,7 @@ def read_runs(folders: Sequence[Path], store: Path | None) -> tuple[list[Finishe
         if given is not None:
             check_trained_on(given, facts, str(folder))
         else:
-            theirs, why_not = store_of(Path(config.store), facts, opened)
+            theirs, why_not = store_of(config.store, facts, opened)
         if why_not:
             without.setdefault(why_not, []).append(folder.resolve().name)
         runs.append(FinishedRun(folder.resolve(), config, facts, result, read_metrics(folder), theirs))
@@ -152,21 +153,21 @@ def some_of(names: Sequence[str]) -> str:
     return listed if len(names) <= NAMES_SHOWN else f"{listed} and {len(names) - NAMES_SHOWN} more"
 
 
-def store_of(path: Path, facts: DataFacts, opened: dict[Path, StoreFacts | None]) -> tuple[StoreFacts | None, str]:
+def store_of(place: str, facts: DataFacts, opened: dict[str, StoreFacts | None]) -> tuple[StoreFacts | None, str]:
     """The store a run names, or None and why not. A page of runs whose store is gone is still a page.
 
     Args:
-        opened: the stores that were read before, by path; None for one that cannot be. Grows.
+        opened: the stores that were read before, by place; None for one that cannot be. Grows.
     """
-    if not path.exists():
+    if not (is_remote(place) or Path(place).exists()):
         return None, "is not where the run had it"
-    path = path.resolve()
-    if path not in opened:
+    place = place_of(place)
+    if place not in opened:
         try:
-            opened[path] = read_store(path)
+            opened[place] = read_store(place)
         except StoreError:
-            opened[path] = None
-    store = opened[path]
+            opened[place] = None
+    store = opened[place]
     if store is None:
         return None, "cannot be read, `dla cache verify` says why"
     try:

@@ -10,6 +10,7 @@ import yaml
 
 from dla_cache.describe import ModalityStatus, StoreStatus, describe_store
 from dla_cache.errors import RecipeMismatchError
+from dla_cache.remote import is_remote
 from dla_cache.sources import SOURCES
 from dla_cache.spec import LatentFormat, Recipe
 from dla_cache.store import open_store
@@ -52,9 +53,10 @@ class ModalityFacts:
 
 @dataclass(frozen=True, slots=True)
 class StoreFacts:
-    """A store as a page shows it. `path` is for telling stores apart, never for showing."""
+    """A store as a page shows it. `place` is for telling stores apart, never for showing."""
 
-    path: Path
+    place: str
+    """Absolute path, or URL."""
     status: StoreStatus
     shard_size: int
     modalities: tuple[ModalityFacts, ...]
@@ -64,12 +66,12 @@ class StoreFacts:
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return self.place.rpartition("/")[2]
 
     @property
     def identity(self) -> str:
         """What two stores have in common that hold the same."""
-        return self.status.content_hash or str(self.path)
+        return self.status.content_hash or self.place
 
     @property
     def spec_yaml(self) -> str | None:
@@ -94,13 +96,13 @@ class StoreFacts:
         return sum(self.status.images_per_split.get(split, 0) for split in splits)
 
 
-def read_store(path: Path) -> StoreFacts:
-    """The store at `path`.
+def read_store(place: str | Path) -> StoreFacts:
+    """The store at a path or URL.
 
     Raises:
         StoreError: if there is none or it is damaged.
     """
-    store = open_store(path)
+    store = open_store(place)
     status = describe_store(store)
     modalities = []
     for part in status.modalities:
@@ -110,13 +112,18 @@ def read_store(path: Path) -> StoreFacts:
         modalities.append(ModalityFacts(store.recipe(part.modality), part, seconds, devices))
     whole = [part.modality for part in status.modalities if not part.shards_missing]
     return StoreFacts(
-        path.resolve(),
+        place_of(place),
         status,
         store.shard_size,
         tuple(modalities),
         digest_of_rows(store),
         {modality: store.content_hash([modality]) for modality in whole},
     )
+
+
+def place_of(place: str | Path) -> str:
+    """A URL as it is, a path as an absolute one."""
+    return str(place) if is_remote(str(place)) else str(Path(place).resolve())
 
 
 def check_trained_on(store: StoreFacts, facts: DataFacts, run: str) -> None:
@@ -129,7 +136,7 @@ def check_trained_on(store: StoreFacts, facts: DataFacts, run: str) -> None:
     if not same_images or not facts.latents_sha256.items() <= store.latents_sha256.items():
         what = "latents" if same_images else "images or labels"
         raise RecipeMismatchError(
-            f"`{run}` was trained on other {what} than `{store.path}` holds",
+            f"`{run}` was trained on other {what} than `{store.place}` holds",
             hint="name the store it was trained on with `--store`",
         )
 

@@ -18,7 +18,9 @@ def train(
     preset: Annotated[
         str | None, typer.Option("--preset", help="paper or embedded: the settings below the run's own.")
     ] = None,
-    store: Annotated[Path | None, typer.Option("--store", help="The store to train on.")] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="STORE", help="The store to train on, a folder or a URL.")
+    ] = None,
     images: Annotated[Path | None, typer.Option("--images", help="Folder the images' paths start from.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder.")] = None,
     teacher: Annotated[Path | None, typer.Option("--teacher", help="Run folder to learn from.")] = None,
@@ -36,6 +38,7 @@ def train(
     """Train a latent probe, a DLA teacher or an image-only student from a cache."""
     from transformers.utils.logging import disable_progress_bar
 
+    from dla_cache.remote import is_remote
     from dla_cache.spec import load_yaml
     from trainer.config import resolve_run
     from trainer.run import train_run
@@ -45,7 +48,9 @@ def train(
     value: dict[str, Any] = {"kind": what} if is_kind else load_yaml(Path(what))
     base = Path() if is_kind else Path(what).parent
     flags = {"preset": preset, "seed": seed}
-    paths = {"store": store, "images": images, "output": out, "teacher": teacher}
+    if store is not None:
+        value["store"] = store if is_remote(store) else str(Path(store).absolute())
+    paths = {"images": images, "output": out, "teacher": teacher}
     value |= {name: flag for name, flag in flags.items() if flag is not None}
     # A path on the command line starts from here, one in a file from the file.
     value |= {name: str(flag.absolute()) for name, flag in paths.items() if flag is not None}

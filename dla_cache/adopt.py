@@ -54,6 +54,7 @@ def adopt_source(
         StoreError: if evidence is needed and `n_images` is None, or the store cannot be written.
         MissingLatentError, ImageError, CorruptShardError: as `recompute`.
     """
+    store.require_folder()
     modality = source.recipe.modality.value
     stored = store.recipe(modality)
     if source.recipe == stored or source.recipe in adopted_recipes(store.path, stored):
@@ -119,6 +120,7 @@ def adopt_paths(
         RecipeMismatchError: if the manifest says anything else of an image that it lists, or lists not all of them.
         StoreError: if the store cannot be written.
     """
+    store.require_folder()
     listed = {row.image_id: row for row in manifest.rows() if row.split in store.rows.splits}
     wanted: list[StoredImage] = []
     moved: list[tuple[str, str]] = []

@@ -7,10 +7,12 @@ from the store: the manifest may list them still or no longer, they do not come 
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
+from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -29,8 +31,10 @@ from dla_cache.store import LatentStore, create_store
 from dla_cache.store.commits import CommitRecord
 from dla_cache.store.content import checked_latents
 from dla_cache.store.creation import stored_rows, with_removed
+from dla_cache.store.files import Turns
 from dla_cache.store.layout import IMAGES
 from dla_cache.store.metadata import refuse_unfinished_removal, unchanged_rows
+from dla_cache.store.mirror import files_at
 from dla_cache.store.rows import RowTable, StoredImage
 from dla_cache.stored_images import encode_image, image_recipe
 
@@ -94,7 +98,7 @@ class BuildReport:
 def build_cache(
     manifest: Manifest,
     spec: CacheSpec,
-    store_path: Path,
+    store_place: str | Path,
     *,
     open_source: Callable[[LatentSpec, str], "LatentSource"],
     device: str = "cpu",
@@ -127,16 +131,19 @@ def build_cache(
         In every case what is committed stays, and the same call goes on from there.
     """
     started = time.monotonic()
+    files = files_at(store_place)
     if spec.splits is not None:
         manifest = manifest.select(spec.splits)
     if not len(manifest):
         raise ManifestError("there is no image to build", hint="name splits in the spec, or leave `splits` out: all")
     with ExitStack() as stack:
+        stack.enter_context(files.naming())
+        files.refresh()
         sources = [stack.enter_context(closing(open_source(entry, device))) for entry in spec.latents]
         recipes = {source.recipe.modality.value: source.recipe for source in sources}
         store = create_store(
-            store_path,
-            with_removed(stored_rows(store_path), RowTable.from_manifest(manifest)),
+            store_place,
+            with_removed(stored_rows(files.path), RowTable.from_manifest(manifest)),
             manifest.class_names,
             spec.shard_size,
             recipes,
@@ -145,21 +152,29 @@ def build_cache(
             append=append,
         )
         if not repair:  # a repair is the way out where the removal met a damaged shard
-            refuse_unfinished_removal(store_path)
+            refuse_unfinished_removal(store.path)
         series = [*recipes, *([IMAGES] if spec.images != "none" else [])]
         mine = shards_of_rank(store.shards, rank, world_size)
         withdrawn = _withdraw(store, series, mine, should_stop) if repair else {}
         for name in series:
             require_shards(store, name, mine)
         todo = {name: _uncommitted(store, name, mine) for name in series}
+        turns = stack.enter_context(files.turns(lambda name, shard: shard in store.committed(name)))
+        on_wait = partial(_stop_if_asked, store, series, should_stop)
         fills = {
-            source.recipe.modality.value: _fill_modality(
-                store, manifest.root, source, todo[source.recipe.modality.value], batch_size, device
+            source.recipe.modality.value: _in_turns(
+                store,
+                source.recipe.modality.value,
+                todo[source.recipe.modality.value],
+                partial(_fill_modality, store, manifest.root, source, batch_size=batch_size, device=device),
+                turns,
+                on_wait,
             )
             for source in sources
         }
         if IMAGES in todo:
-            fills[IMAGES] = _fill_images(store, manifest.root, todo[IMAGES])
+            fill_images = partial(_fill_images, store, manifest.root)
+            fills[IMAGES] = _in_turns(store, IMAGES, todo[IMAGES], fill_images, turns, on_wait)
         committed: list[tuple[str, Shard]] = []
         images_total = sum(len(store.kept_rows(shard)) for shards in todo.values() for shard in shards)
         images_done = 0
@@ -178,18 +193,22 @@ def build_cache(
     report = _report(store, listed, series, mine, committed, withdrawn, seconds=time.monotonic() - started)
     if report.content_hash is not None:
         write_card(store)
-    with unchanged_rows(store_path, store.metadata):  # else the report speaks of what is no longer there
+    with unchanged_rows(store.path, store.metadata):  # else the report speaks of what is no longer there
         return report
 
 
 def _withdraw(
     store: LatentStore, series: Collection[str], shards: Sequence[Shard], should_stop: Callable[[], bool] | None
 ) -> dict[str, dict[int, CommitRecord]]:
-    def stop_if_asked(_shard: Shard) -> None:
-        if should_stop is not None and should_stop():
-            raise _interrupted(store, series)
+    def on_checked(_shard: Shard) -> None:
+        _stop_if_asked(store, series, should_stop)
 
-    return {name: withdraw_damaged(store, name, shards, stop_if_asked) for name in series}
+    return {name: withdraw_damaged(store, name, shards, on_checked) for name in series}
+
+
+def _stop_if_asked(store: LatentStore, series: Collection[str], should_stop: Callable[[], bool] | None) -> None:
+    if should_stop is not None and should_stop():
+        raise _interrupted(store, series)
 
 
 def _uncommitted(store: LatentStore, series: str, shards: Sequence[Shard]) -> list[Shard]:
@@ -197,16 +216,51 @@ def _uncommitted(store: LatentStore, series: str, shards: Sequence[Shard]) -> li
     return [shard for shard in shards if shard.index not in committed]
 
 
+Filling = Generator[tuple[Shard, int, bool], None, None]
+"""Yields after every batch its shard, its images, and if they made us commit it."""
+
+
+def _in_turns(
+    store: LatentStore,
+    series: str,
+    shards: Sequence[Shard],
+    fill: Callable[[Iterator[Shard]], Filling],
+    turns: Turns,
+    on_wait: Callable[[], None],
+) -> Filling:
+    """Fills shards as they are this process's turn, until all are committed; those of other builders count as done."""
+    filled, left = set(), shards
+    while left:
+        with closing(fill(turns.take(series, left))) as filling:
+            for shard, n_images, is_ours in filling:
+                filled.add(shard)
+                if is_ours:
+                    turns.release(series, shard.index)
+                yield shard, n_images, is_ours
+        left = turns.left(series, on_wait)
+    for shard in shards:
+        if shard not in filled:
+            yield shard, len(store.kept_rows(shard)), False
+
+
 def _fill_modality(
-    store: LatentStore, image_root: Path, source: "LatentSource", shards: Sequence[Shard], batch_size: int, device: str
-) -> Generator[tuple[Shard, int, bool], None, None]:
-    """Encodes and commits shards; yields after every batch its shard, its images, and if they made us commit it."""
+    store: LatentStore,
+    image_root: Path,
+    source: "LatentSource",
+    shards: Iterator[Shard],
+    *,
+    batch_size: int,
+    device: str,
+) -> Filling:
+    """Encodes and commits shards."""
     recipe = source.recipe
     modality = recipe.modality.value
-    batches = [batch for shard in shards for batch in _batches_of(store, shard, batch_size)]
+    # One after the other, because a shard is taken when its first batch is asked for.
+    batches, to_decode = tee(batch for shard in shards for batch in _batches_of(store, shard, batch_size))
     latents: list[NDArray[np.generic]] = []
     shard_started = time.monotonic()
-    with closing(_decoded(image_root, [images for _, images, _ in batches], recipe.source_view_size)) as decoded:
+    views = _decoded(image_root, (images for _, images, _ in to_decode), recipe.source_view_size)
+    with closing(views) as decoded:
         for (shard, images, is_last), pixels in zip(batches, decoded, strict=True):
             latents.append(encode_batch(source, images, pixels))
             is_ours = False
@@ -223,15 +277,13 @@ def _batches_of(
     store: LatentStore, shard: Shard, batch_size: int
 ) -> Iterator[tuple[Shard, Sequence[StoredImage], bool]]:
     """The images of a shard that were not removed, and whether they are its last: one empty batch if there are none."""
-    kept = [store.rows[row] for row in store.kept_rows(shard).tolist()]
+    kept = store.rows.images_of(store.kept_rows(shard))
     for start in range(0, max(len(kept), 1), batch_size):
         yield shard, kept[start : start + batch_size], start + batch_size >= len(kept)
 
 
-def _fill_images(
-    store: LatentStore, image_root: Path, shards: Sequence[Shard]
-) -> Generator[tuple[Shard, int, bool], None, None]:
-    """Commits the images as the store is to hold them, `original` undecoded; yields as `_fill_modality` does."""
+def _fill_images(store: LatentStore, image_root: Path, shards: Iterator[Shard]) -> Filling:
+    """Commits the images as the store is to hold them, `original` undecoded."""
     recipe = store.metadata.images
     assert recipe is not None
 
@@ -240,7 +292,7 @@ def _fill_images(
 
     for shard in shards:
         started = time.monotonic()
-        images = [store.rows[row] for row in store.kept_rows(shard).tolist()]
+        images = store.rows.images_of(store.kept_rows(shard))
         with closing(_ahead(read, [images])) as batches:
             contents = [content for batch in batches for content in batch]
         is_ours = store.write_images(shard, contents, seconds=time.monotonic() - started)
@@ -249,7 +301,7 @@ def _fill_images(
 
 
 def _decoded(
-    image_root: Path, batches: Sequence[Sequence[StoredImage]], size: int
+    image_root: Path, batches: Iterable[Sequence[StoredImage]], size: int
 ) -> Generator[list[Pixels], None, None]:
     """The source view of every image, batch by batch."""
 
@@ -261,7 +313,7 @@ def _decoded(
 
 
 def _ahead(
-    make: Callable[[StoredImage], T], batches: Sequence[Sequence[StoredImage]]
+    make: Callable[[StoredImage], T], batches: Iterable[Sequence[StoredImage]]
 ) -> Generator[list[T], None, None]:
     """What `make` makes of every image, batch by batch, made ahead by threads."""
     ahead: deque[list[Future[T]]] = deque()
@@ -295,7 +347,7 @@ def _interrupted(store: LatentStore, series: Collection[str]) -> WorkInterrupted
     committed = sum(len(store.committed(name)) for name in series)
     planned = len(store.shards) * len(series)
     return WorkInterrupted(
-        f"interrupted: {committed} of {planned} shards of `{store.path}` are committed",
+        f"interrupted: {committed} of {planned} shards of `{store.place}` are committed",
         hint="run the same command again; it goes on from there",
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from dla_cache.describe import describe_modality, describe_rounding, describe_store
-from dla_cache.durable import read_file, write_durably, writing_to
+from dla_cache.durable import read_file, writing_to
 from dla_cache.sources import SOURCES
 from dla_cache.spec import Recipe
 from dla_cache.store import LatentStore
@@ -83,7 +83,7 @@ def write_card(store: LatentStore) -> Path:
             # Ranks end at the same time, and a removal writes a card of its own. Not within `unchanged_rows`: many can
             # be in that at a time.
             with sole_writer(store.path, store.metadata):
-                write_durably(path, content)
+                store.files.write(CARD, content)
     return path
 
 

@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from dla_cache.errors import StoreError
 
@@ -70,7 +70,7 @@ def no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
-def is_temporary(path: Path) -> bool:
+def is_temporary(path: PurePath) -> bool:
     """Whether a file bears the name of one that is being written, or that a killed process has left."""
     return path.name.startswith(".") and path.suffix == ".tmp"
 

@@ -13,8 +13,10 @@ from dla_cache.card import is_card
 from dla_cache.durable import is_temporary, read_file, writing_to
 from dla_cache.errors import DlaError, StoreError, name_some
 from dla_cache.store import LatentStore, open_store
+from dla_cache.store.claims import CLAIMS
 from dla_cache.store.layout import Layout, commits_folder
 from dla_cache.store.metadata import find_layout
+from dla_cache.store.mirror import refuse_lost_url
 from dla_cache.store.parts import ADOPTED, CARD, STAGING, UNFINISHED, refuse_links
 from dla_cache.store.row_files import is_of_rows, row_files
 
@@ -70,6 +72,7 @@ def find_stores(folders: Sequence[Path]) -> list[Path]:
     """
     found: set[Path] = set()
     for folder in folders:
+        refuse_lost_url(folder)
         if not folder.is_dir():
             raise StoreError(f"`{folder}` is no folder", hint="check the path")
         for place, below, files in os.walk(folder):
@@ -114,6 +117,7 @@ def describe_entry(path: Path) -> StoreEntry:
 
 def measure_usage(store: LatentStore) -> DiskUsage:
     """What the bytes of a store are for; sizes of files, not of the blocks they take."""
+    store.require_folder()
     sizes = _files_below(store.path)
     leftovers = set(find_leftovers(store))
     series: Counter[str] = Counter(dict.fromkeys(store.series, 0))
@@ -166,6 +170,7 @@ def prune_store(store: LatentStore, *, dry_run: bool = False) -> Removed:
         StoreError: if another process is writing to the store, the disk refuses, or a series has shards and not one
             record: its records are lost, and the shards may be all there is.
     """
+    store.require_folder()
     files = find_leftovers(store)
     for series in store.series:
         shards = {store.shard_files(series, shard.index)[0] for shard in store.shards} & set(files)
@@ -219,6 +224,7 @@ def remove_store(path: Path, *, dry_run: bool = False) -> Removed:
     Raises:
         StoreError: if the folder is no store, a link, or holds what is no part of a store; then nothing is removed.
     """
+    refuse_lost_url(path)
     if path.is_symlink():
         raise StoreError(f"`{path}` is a link", hint="name the folder itself")
     path = path.resolve()  # `.` has no name by which it could be removed
@@ -255,7 +261,7 @@ def _strangers(path: Path, layout: Layout) -> list[Path]:
     top = {layout.main_file, ADOPTED, CARD, UNFINISHED}
     ours = {path / name for name in top}
     ours |= {file for file in files if is_of_rows(path, file)}
-    folders = {path / "commits", path / STAGING}
+    folders = {path / "commits", path / CLAIMS, path / STAGING}
     try:
         store = open_store(path)
         ours |= _planned_files(store) | {path / name for name in store.metadata.files("")}

@@ -186,7 +186,7 @@ def _check_classes(stores: Sequence[LatentStore]) -> None:
     for store in stores[1:]:
         if (store.class_names, store.rows.is_multi_label) != (first.class_names, first.rows.is_multi_label):
             raise RecipeMismatchError(
-                f"`{first.path}` and `{store.path}` have different class maps",
+                f"`{first.place}` and `{store.place}` have different class maps",
                 hint="build both from manifests of one class map",
             )
 
@@ -198,7 +198,7 @@ def _common_recipes(stores: Sequence[LatentStore]) -> dict[str, Recipe]:
         for name in store.modalities:
             if recipes.setdefault(name, store.recipe(name)).hash != store.recipe(name).hash:
                 raise RecipeMismatchError(
-                    f"`{store.path}` holds `{name}` of another recipe than a store before it",
+                    f"`{store.place}` holds `{name}` of another recipe than a store before it",
                     hint="join stores of one recipe for each modality",
                 )
     return dict(sorted(recipes.items()))
@@ -220,7 +220,7 @@ def _common_images(stores: Sequence[LatentStore]) -> tuple[list[StoredImage], in
                     differing.setdefault(name, []).append(image.image_id)
         for name, image_ids in differing.items():
             raise RecipeMismatchError(
-                f"{len(image_ids)} images have another `{name}` in `{store.path}`: {name_some(image_ids)}",
+                f"{len(image_ids)} images have another `{name}` in `{store.place}`: {name_some(image_ids)}",
                 hint="build both stores from one manifest",
             )
     return [image for image in found.values() if image.image_id not in removed], len(removed)

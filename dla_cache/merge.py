@@ -10,15 +10,18 @@ from numpy.typing import NDArray
 
 from dla_cache.build import LOOSE_RECORDS
 from dla_cache.card import write_card
+from dla_cache.durable import write_durably
 from dla_cache.errors import CorruptShardError, RecipeMismatchError, StoreError, WorkInterrupted, name_some
 from dla_cache.joined import ABSENT
 from dla_cache.merge_plan import MergePlan, rows_in_store
 from dla_cache.shards import Shard
 from dla_cache.store import LatentStore, create_store
+from dla_cache.store.adopted import Adoption, content_of, read_adoptions
 from dla_cache.store.commits import CommitRecord
 from dla_cache.store.content import MODULUS, checked_latents, content_sum
 from dla_cache.store.layout import IMAGES
-from dla_cache.store.metadata import has_rows_of, read_metadata
+from dla_cache.store.metadata import has_rows_of, read_metadata, sole_writer
+from dla_cache.store.parts import ADOPTED
 from dla_cache.store.precision import to_payloads
 from dla_cache.store.statistics import StoredError, merge_errors
 from dla_cache.verify import shard_problems
@@ -94,6 +97,7 @@ def merge_stores(
     for series in metadata.series:
         written.consolidate(series)
         merge.check_sum(series)
+    _copy_adoptions(plan.stores, written)
     write_card(written)
     return MergeReport(plan, len(todo), written.content_hash(list(metadata.recipes)))
 
@@ -221,6 +225,16 @@ class _Merge:
                 f"`{series}` in `{target.path}` is not what the merged stores hold",
                 hint="something of it comes from another build, or a store was changed meanwhile: name a new folder",
             )
+
+
+def _copy_adoptions(stores: Sequence[LatentStore], target: LatentStore) -> None:
+    """What was declared harmless of a store is so of the same recipes elsewhere."""
+    adopted: list[Adoption] = []
+    for store in stores:
+        adopted += [adoption for adoption in read_adoptions(store.path) if adoption not in adopted]
+    if adopted and not (target.path / ADOPTED).is_file():
+        with sole_writer(target.path, target.metadata):
+            write_durably(target.path / ADOPTED, content_of(tuple(adopted)))
 
 
 def _read(store: LatentStore, series: str, rows: NDArray[np.int64]) -> Any:

@@ -13,8 +13,8 @@ from dla_cache.joined import ABSENT, JoinedStore
 from dla_cache.shards import ShardPlan
 from dla_cache.spec import LARGEST_SHARD, ImageRecipe
 from dla_cache.store import LatentStore
-from dla_cache.store.adopted import read_adoptions
-from dla_cache.store.creation import check_agrees, check_is_new, stored_rows, with_removed
+from dla_cache.store.creation import stored_rows, with_removed
+from dla_cache.store.exchange import count_missing
 from dla_cache.store.layout import IMAGES, payload_bytes
 from dla_cache.store.metadata import LAYOUTS, StoreMetadata, refuse_unfinished_removal
 from dla_cache.store.rows import RowTable
@@ -119,17 +119,12 @@ def plan_merge(
     left_out = [f"{_images(joined.coverage.removed)} removed from a store"] if joined.coverage.removed else []
     left_out += [f"{_images(len(ids))} without `{name}`: {name_some(ids)}" for name, ids in lacking.items() if ids]
     left_out += [f"the images' own bytes: {why_no_images}"] if why_no_images and joined.has_images else []
-    left_out += [
-        f"what was adopted in `{store.path}`: `dla cache adopt` says it of the new store"
-        for store in stores
-        if read_adoptions(store.path)
-    ]
     return MergePlan(
         stores=tuple(stores),
         metadata=metadata,
         n_known=joined.coverage.images,
         coverage=joined.coverage.by_modality,
-        shards_missing=_count_missing(target, metadata),
+        shards_missing=count_missing(target, metadata),
         size_bytes=_reckoned_bytes(stores, metadata),
         left_out=tuple(left_out),
     )
@@ -186,22 +181,6 @@ def _image_recipe(stores: Sequence[LatentStore], rows: RowTable) -> tuple[ImageR
     if without:
         return None, f"no store holds those of {_images(len(without))}: {name_some(without)}"
     return next(iter(holders.values())), ""
-
-
-def _count_missing(target: Path, metadata: StoreMetadata) -> int:
-    """How many shards a store that may be there already lacks.
-
-    Raises:
-        RecipeMismatchError, StoreError: if it cannot be gone on with.
-    """
-    n_shards = len(ShardPlan(metadata.rows.spans, metadata.shard_size))
-    if stored_rows(target) is None:
-        if target.is_dir():
-            check_is_new(target, metadata.layout)
-        return n_shards * len(metadata.series)
-    begun = LatentStore(target)
-    check_agrees(target, begun.metadata, metadata)
-    return sum(len(begun.missing(name)) if name in begun.series else n_shards for name in metadata.series)
 
 
 def _reckoned_bytes(stores: Sequence[LatentStore], metadata: StoreMetadata) -> int:

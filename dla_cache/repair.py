@@ -17,15 +17,18 @@ def require_shards(store: LatentStore, series: str, shards: Sequence[Shard]) -> 
         CorruptShardError: naming those that have not.
     """
     committed = store.committed(series)
+    files = {shard: store.layout_of(series).files(shard.index) for shard in shards if shard.index in committed}
+    sizes = store.files.sizes([name for names in files.values() for name in names])
     lost = [
         str(shard.index)
-        for shard in shards
-        if shard.index in committed and not _is_in_place(store, series, shard, committed[shard.index])
+        for shard, names in files.items()
+        if record_problem(store, series, shard, committed[shard.index]) is not None
+        or sum(sizes.get(name, -1) for name in names) != committed[shard.index].size_bytes
     ]
     if lost:
         raise CorruptShardError(
-            f"{len(lost)} committed shards of `{series}` in `{store.path}` have lost their file, or it has another"
-            f" size: {name_some(lost)} (`{store.shard_path(series, int(lost[0]))}`)",
+            f"{len(lost)} committed shards of `{series}` in `{store.place}` have lost their file, or it has another"
+            f" size: {name_some(lost)} (`{store.place}/{store.layout_of(series).files(int(lost[0]))[0]}`)",
             hint="restore them from a copy, or run the same `dla cache build` with `--repair`: it makes them again",
         )
 
@@ -71,10 +74,3 @@ def changed_shards(store: LatentStore, withdrawn: Mapping[str, Mapping[int, Comm
             and not (is_removing and len(store.kept_rows(store.shards[shard])) < len(store.shards[shard]))
         ]
     return tuple(changed)
-
-
-def _is_in_place(store: LatentStore, series: str, shard: Shard, record: CommitRecord) -> bool:
-    paths = store.shard_files(series, shard.index)
-    if record_problem(store, series, shard, record) is not None or not all(path.is_file() for path in paths):
-        return False
-    return sum(path.stat().st_size for path in paths) == record.size_bytes

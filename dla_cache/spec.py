@@ -54,6 +54,13 @@ class StrictModel(BaseModel):
         return value
 
 
+class RecordModel(BaseModel):
+    """Base of what a store records of itself: frozen. Fields that it does not know are passed over, so that a later
+    version may say more."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
 LARGEST_SHARD = 1_000_000
 """Images."""
 

@@ -21,7 +21,7 @@ from dla_cache.store.claims import CLAIMS
 from dla_cache.store.commits import CommitRecord
 from dla_cache.store.content import content_sum
 from dla_cache.store.files import IS_LINK, MOVE_AWAY
-from dla_cache.store.layout import IMAGES, open_shard
+from dla_cache.store.layout import IMAGES, edges_of, open_shard
 from dla_cache.store.metadata import how_to_go_on
 from dla_cache.store.parts import ADOPTED, CARD, CARD_TITLE, UNFINISHED
 from dla_cache.store.reading import is_out_of_reach
@@ -310,6 +310,8 @@ def shard_problems(store: LatentStore, series: str, shard: Shard, record: Commit
     is_committed = digest.hexdigest() == record.file_sha256
     if not is_committed:
         yield Problem(where, "the file is whole but not the one that was committed")
+    elif edges_of(opened, len(shard)) != record.edge_crc32c:
+        yield Problem(where, "its record has other checksums of its first and last sample")
     if f"{content_sum(image_ids, payloads):064x}" != record.content_sum:
         yield Problem(where, "its samples are not those that were committed")
     if store.measure_shard(series, shard, payloads) != record.statistics:

@@ -198,7 +198,7 @@ def provenance(run: TrainedRun, recipes: Mapping[str, Recipe]) -> dict[str, str]
 def recipes_of(run: TrainedRun) -> dict[str, Recipe]:
     """The recipes of the latents that shaped the student, as far as its store is still at hand."""
     try:
-        store = open_store(Path(run.config.store))
+        store = open_store(run.config.store)
         held = {name: store.recipe(name) for name in run.facts.latents_sha256 if name in store.modalities}
     except DlaError:
         return {}

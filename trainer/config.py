@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from dla_cache.errors import SpecError
+from dla_cache.remote import is_remote
 from dla_cache.spec import StrictModel, parse_spec
 from trainer.loop import LoopConfig
 from trainer.objectives import Need, ObjectiveConfig
@@ -31,7 +32,8 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 PLACES = ("store", "images", "output", "teacher")
-"""Fields of a run that are paths; a run file's are relative to the file. They are no part of what a run is."""
+"""Fields of a run that are paths, `store` maybe a URL; a run file's are relative to the file. They are no part of what
+a run is."""
 
 
 def folder_of(place: str | None) -> Path | None:
@@ -195,8 +197,16 @@ def resolve_run(value: Mapping[str, Any], *, base: Path, where: str) -> RunConfi
     merged = merge(preset, given)
     for field in PLACES:
         if isinstance(merged.get(field), str):
-            merged[field] = str(base / merged[field])
+            merged[field] = _place_of(field, merged[field], base, where)
     return parse_spec(merged, RunConfig, where=where)
+
+
+def _place_of(field: str, place: str, base: Path, where: str) -> str:
+    if not is_remote(place):
+        return str(base / place)
+    if field != "store":
+        raise SpecError(f"`{where}` has a URL as `{field}`", hint="name a folder; of a run `store` alone may be a URL")
+    return place
 
 
 def without_length(preset: Mapping[str, Any]) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def images_to_check(run: TrainedRun) -> tuple[tuple[Pixels, ...], str]:
     """Some images that the run was validated on, or made ones where its store is not at hand; and which."""
     config = run.config
     try:
-        store = open_store(Path(config.store))
+        store = open_store(config.store)
         splits = config.roles.validation
         images = folder_of(config.images)
         stream = PairStream(store, images, splits, N_CHECKED, seed=0, decode=decode_image, modalities=(), shuffle=False)

@@ -76,6 +76,9 @@ class ObjectStore(Protocol):
     def names(self, beginning: str = "") -> Iterator[str]:
         """The names that begin so, in no particular order."""
 
+    def sizes(self, beginning: str = "") -> Iterator[tuple[str, int]]:
+        """The same with the bytes of each."""
+
     def stat(self, name: str) -> ObjectStat:
         """Size and etag of an object.
 
@@ -145,6 +148,11 @@ class FolderObjects:
             raise self._unreadable(beginning, error) from error
         names = (path.relative_to(self.folder).as_posix() for path in found)
         return (name for name in names if name.startswith(beginning))
+
+    def sizes(self, beginning: str = "") -> Iterator[tuple[str, int]]:
+        for name in self.names(beginning):
+            with suppress(MissingObjectError):
+                yield name, self.stat(name).size_bytes
 
     def stat(self, name: str) -> ObjectStat:
         try:

@@ -118,13 +118,16 @@ class S3Objects:
         return self._ask(name, "written", ask)
 
     def names(self, beginning: str = "") -> Iterator[str]:
+        return (name for name, _ in self.sizes(beginning))
+
+    def sizes(self, beginning: str = "") -> Iterator[tuple[str, int]]:
         """The names that begin so; a key that ends in `/` is a folder of a file browser and no object."""
         token: dict[str, str] = {}
         while True:
             page = self._ask(beginning, "listed", partial(self._list, self._prefix + beginning, token))
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):
-                    yield checked_name(entry["Key"].removeprefix(self._prefix), self.url)
+                    yield checked_name(entry["Key"].removeprefix(self._prefix), self.url), entry["Size"]
             if not page.get("IsTruncated"):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}

@@ -13,12 +13,12 @@ from pydantic import ValidationError
 
 from dla_cache.durable import write_durably
 from dla_cache.errors import StoreError
-from dla_cache.spec import Recipe, StrictModel
+from dla_cache.spec import Recipe, RecordModel
 from dla_cache.store.layout import read_json, sealed
 from dla_cache.store.parts import ADOPTED
 
 
-class Evidence(StrictModel):
+class Evidence(RecordModel):
     """Latents that were computed again with what was adopted, and compared with those in the store."""
 
     n_images: int
@@ -31,7 +31,7 @@ class Evidence(StrictModel):
     device: str
 
 
-class Adoption(StrictModel):
+class Adoption(RecordModel):
     """One change that was declared harmless."""
 
     what: str

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from dla_cache.errors import StoreError
 from dla_cache.remote.objects import MissingObjectError, ObjectStore
-from dla_cache.spec import StrictModel, canonical_json
+from dla_cache.spec import RecordModel, canonical_json
 
 CLAIMS = "claims"
 """Folder of all claims in a store; it may be deleted while nobody writes to the store."""
@@ -31,7 +31,7 @@ LONGEST_LEASE_S = 24 * 60 * 60
 _NAME = re.compile(r"(?P<shard>0|[1-9][0-9]{0,17})\.(?P<generation>[1-9][0-9]{0,17})\.json")
 
 
-class Claim(StrictModel):
+class Claim(RecordModel):
     """What the object of a claim says; times are seconds since 1970-01-01 UTC, by the clock of its owner."""
 
     owner: Annotated[str, Field(min_length=1, max_length=200)]

@@ -6,29 +6,28 @@ consolidation gathers records into one Parquet file, so that 10⁶ shards are no
 for something else later.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from dla_cache.durable import locked_folder, no_link, read_file, sync_folder, write_durably
+from dla_cache.durable import read_file
 from dla_cache.errors import StoreError
 from dla_cache.maps import map_file
 from dla_cache.parquet import from_parquet, to_parquet
-from dla_cache.spec import StrictModel, canonical_json
+from dla_cache.spec import RecordModel, canonical_json
+from dla_cache.store.record_files import LocalRecords, RecordFiles
 from dla_cache.store.statistics import SplitStatistics, StoredError
 
 
-class Commitment(StrictModel):
+class Commitment(RecordModel):
     """What was committed. `seconds` and `device` tell of the attempt and lie outside identity."""
 
     modality: str
@@ -41,6 +40,8 @@ class Commitment(StrictModel):
     """Of the bytes of the shard's files, one after another."""
     content_sum: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     """Of the payloads under their image IDs, hexadecimal; see `dla_cache.store.content`."""
+    edge_crc32c: tuple[int, int]
+    """The checksums of its first and its last payload: by them the files of another shard are told from its own."""
     recipe_hash: str
     seconds: float
     """From the first image read to the payloads in hand."""
@@ -67,6 +68,7 @@ SCHEMA = pa.schema(
         ("size_bytes", pa.int64()),
         ("file_sha256", pa.string()),
         ("content_sum", pa.string()),
+        ("edge_crc32c", pa.list_(pa.uint32())),
         ("recipe_hash", pa.string()),
         ("seconds", pa.float64()),
         ("device", pa.string()),
@@ -91,12 +93,15 @@ def table_of(records: Iterable[CommitRecord]) -> pa.Table:
 class RecordFile(Mapping[int, CommitRecord]):
     """The records of one consolidated file. What was measured is read when the first record is asked for."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, place: str) -> None:
         """
+        Args:
+            place: what messages call it.
+
         Raises:
             ValueError: if it is not the file that was written.
         """
-        self._path = path
+        self._place = place
         self._content = map_file(path)  # a map outlives its file, which the next consolidation deletes
         if path.stem.rpartition("-")[2] != _digest(self._content):
             raise ValueError("it is not the file that was written")
@@ -115,11 +120,11 @@ class RecordFile(Mapping[int, CommitRecord]):
     def __getitem__(self, shard: int) -> CommitRecord:
         place = self._places[shard]
         measured = json.loads(self._measured[place].as_py())
-        with _told_as_damage(self._path):
+        with _told_as_damage(self._place):
             return CommitRecord.model_validate_json(canonical_json(self._fields(place) | measured))
 
     def commitment(self, shard: int) -> Commitment:
-        with _told_as_damage(self._path):
+        with _told_as_damage(self._place):
             return Commitment.model_validate(self._fields(self._places[shard]))
 
     def table(self) -> pa.Table:
@@ -131,7 +136,7 @@ class RecordFile(Mapping[int, CommitRecord]):
 
     @cached_property
     def _measured(self) -> pa.ChunkedArray:
-        with _told_as_damage(self._path):
+        with _told_as_damage(self._place):
             return from_parquet(self._content, ["measured"])["measured"]
 
 
@@ -157,8 +162,13 @@ class Union(Mapping[int, CommitRecord]):
 class CommitLog:
     """The records of one series; `folder` holds nothing else."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, files: RecordFiles | None = None) -> None:
+        """
+        Args:
+            files: where they are, if not simply in the folder.
+        """
         self.folder = folder
+        self._files = files or LocalRecords(folder)
         # No file of a log ever changes, so one that was read need not be read again.
         self._known: dict[str, Records] = {}
 
@@ -185,24 +195,12 @@ class CommitLog:
         Of several processes at one shard, one writes at a time and the first to commit wins; the
         lock is the kernel's, so a killed process leaves none.
         """
-        claim = self.folder / f".{shard}.json.tmp"
-        with _locked_file(claim) as file:
-            if shard in self.read():
-                claim.unlink()
-                return False
-            try:
-                content = write().model_dump_json().encode()
-                file.truncate(0)
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                claim.rename(self.folder / f"{shard}-{_digest(content)}.json")
-            except OSError:
-                with suppress(OSError):
-                    claim.unlink()
-                raise
-            sync_folder(self.folder)
-        return True
+
+        def make() -> tuple[str, bytes]:
+            content = write().model_dump_json().encode()
+            return f"{shard}-{_digest(content)}.json", content
+
+        return self._files.commit(shard, lambda: shard in self.read(), make)
 
     def consolidate(self, *, loose: bool = False) -> None:
         """Merges all records into one file and deletes exactly those files that it read.
@@ -213,7 +211,7 @@ class CommitLog:
         One process consolidates at a time. Writers and readers need not wait for it: a record is
         at any moment in at least one file.
         """
-        with locked_folder(self.folder):
+        with self._files.one_at_a_time():
             parts = self._snapshot()
             if loose:
                 parts = {name: part for name, part in parts.items() if name.endswith(".json")}
@@ -226,14 +224,12 @@ class CommitLog:
         What is not withdrawn is at any moment in at least one file, whenever the process dies. What
         is withdrawn may then still be there: doing it again finishes it.
         """
-        with locked_folder(self.folder):
+        with self._files.one_at_a_time():
             self._merge(self._snapshot(), records)
-            sync_folder(self.folder)
+            self._files.sync()
 
     def _merge(self, parts: Mapping[str, Records], without: Records) -> None:
         """Writes the union of `parts` but those records into one file, then deletes the files it was read from."""
-        for leftover in self.folder.glob(".consolidated-*.tmp"):
-            leftover.unlink()
         table = pa.concat_tables(
             [SCHEMA.empty_table()]
             + [part.table() if isinstance(part, RecordFile) else table_of(part.values()) for part in parts.values()]
@@ -245,9 +241,9 @@ class CommitLog:
         if any(kept):
             content = to_parquet(table.take(pa.array(places[kept])).combine_chunks())
             merged = f"consolidated-{_digest(content)}.parquet"
-            write_durably(self.folder / merged, content)
+            self._files.write(merged, content)
         for name in parts.keys() - {merged}:
-            (self.folder / name).unlink()
+            self._files.remove(name)
 
     def loose_files(self) -> int:
         """Number of records that await consolidation."""
@@ -255,32 +251,31 @@ class CommitLog:
 
     def _names(self) -> list[str]:
         try:
-            return sorted(entry.name for entry in os.scandir(self.folder) if not entry.name.startswith("."))
+            return self._files.names()
+        except StoreError:
+            raise
         except OSError as error:
             raise StoreError(
-                f"the commit records in `{self.folder}` cannot be listed: {error.strerror}",
+                f"the commit records in `{self._files.place}` cannot be listed: {error.strerror}",
                 hint="restore them from a copy; without them `dla cache build` computes all again",
             ) from error
 
     def _snapshot(self) -> dict[str, Records]:
-        # A consolidation may move records while the folder is listed. It brings its merged file
-        # before it deletes, so a listing is whole if the merged files are the same after it. A lock
-        # would do as well, but a reader of a read-only store could not take it.
         while True:
             names = self._names()
             try:
                 parts = {name: self._known.get(name) or self._read_file(name) for name in names}
             except FileNotFoundError:
                 continue
-            if _merged(names) == _merged(self._names()):
+            if self._files.was_whole(names):
                 self._known = parts
                 return parts
 
     def _read_file(self, name: str) -> Records:
-        path = self.folder / name
-        with _told_as_damage(path):
+        path = self._files.path(name)
+        with _told_as_damage(f"{self._files.place}/{name}"):
             if not name.endswith(".json"):
-                return RecordFile(path)
+                return RecordFile(path, f"{self._files.place}/{name}")
             content = read_file(path)
             if path.stem.rpartition("-")[2] != _digest(content):
                 raise ValueError("it is not the file that was written")
@@ -296,41 +291,18 @@ def _commitment(parts: Iterable[Records], shard: int) -> Commitment | None:
 
 
 @contextmanager
-def _told_as_damage(path: Path) -> Iterator[None]:
+def _told_as_damage(place: str) -> Iterator[None]:
     """Turns what a damaged file raises into one error; a missing file remains one."""
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, StoreError):
         raise
     except (ValueError, KeyError, OSError, pa.ArrowException) as error:
         raise StoreError(
-            f"commit record `{path}` is damaged: {error}",
+            f"commit record `{place}` is damaged: {error}",
             hint="restore it from a copy, or remove it and run `dla cache build`: it computes those shards again",
         ) from error
 
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _merged(names: list[str]) -> list[str]:
-    return [name for name in names if name.endswith(".parquet")]
-
-
-@contextmanager
-def _locked_file(path: Path) -> Iterator[IO[bytes]]:
-    """The file at `path`, made if absent, under an exclusive lock; waits for whoever holds it.
-
-    Whoever held it may have renamed or deleted the file, and a lock on a file without a name
-    excludes nobody: then it starts again.
-    """
-    while True:
-        with open(path, "ab", opener=no_link) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            try:
-                is_current = os.path.samestat(path.stat(), os.fstat(file.fileno()))
-            except FileNotFoundError:
-                is_current = False
-            if is_current:
-                yield file
-                return

@@ -1,25 +1,41 @@
 """From one store to another: the same rows in another layout, or in fewer bits."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from dla_cache.durable import read_file, write_durably
 from dla_cache.errors import CorruptShardError, SpecError, StoreError, WorkInterrupted
-from dla_cache.shards import Shard
+from dla_cache.shards import Shard, ShardPlan
 from dla_cache.spec import Recipe
-from dla_cache.store import LatentStore, create_store
+from dla_cache.store import LatentStore, create_store, open_store
 from dla_cache.store.commits import CommitRecord
 from dla_cache.store.content import checked_latents, content_sum
-from dla_cache.store.layout import IMAGES, stored_dtype
-from dla_cache.store.metadata import sole_writer
+from dla_cache.store.creation import check_agrees, check_is_new
+from dla_cache.store.layout import IMAGES, payload_bytes, stored_dtype
+from dla_cache.store.metadata import LAYOUTS, StoreMetadata, find_layout, sole_writer
+from dla_cache.store.mirror import files_at
 from dla_cache.store.parts import ADOPTED
 from dla_cache.store.precision import quantise, to_payloads
 from dla_cache.verify import shard_problems
 
 FloatDtype = Literal["float32", "float16", "bfloat16", "int8"]
 """How continuous latents may lie on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertPlan:
+    """What a conversion is to write."""
+
+    metadata: StoreMetadata
+    """Of the new store."""
+    rounded: dict[str, tuple[str, str]]
+    """Modality → dtype before and after, of those that are given fewer bits."""
+    shards_missing: int
+    """Of all series, not committed yet."""
+    size_bytes: int
+    """About, of payloads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +53,48 @@ class ConvertReport:
     """Of the old one: the same, unless numbers were rounded."""
     rounded: dict[str, tuple[str, str]]
     """Modality → dtype before and after, of those that were given fewer bits."""
+
+
+def plan_conversion(
+    source: LatentStore, target: Path, layout: str, *, dtypes: Mapping[str, FloatDtype] | None = None
+) -> ConvertPlan:
+    """What `convert_store` would write; nothing is written. Arguments, and errors before the first write, are its."""
+    if target.resolve() == source.path.resolve():
+        raise StoreError(f"`{target}` is the store to read", hint="name a new folder to write to")
+    source.require_complete(source.series)
+    before = source.metadata.recipes
+    recipes = before | dict(_rounded_recipes(source, dtypes or {}))
+    metadata = replace(source.metadata, layout=LAYOUTS[layout], recipes=recipes)
+    size_bytes = sum(payload_bytes(recipe.format) for recipe in recipes.values()) * metadata.rows.n_kept
+    if source.has_images:
+        size_bytes += sum(record.size_bytes for record in source.committed(IMAGES).values())
+    return ConvertPlan(
+        metadata=metadata,
+        rounded={
+            name: (before[name].format.dtype, recipe.format.dtype)
+            for name, recipe in recipes.items()
+            if recipe != before[name]
+        },
+        shards_missing=count_missing(target, metadata),
+        size_bytes=size_bytes,
+    )
+
+
+def count_missing(target: Path, wanted: StoreMetadata) -> int:
+    """How many shards of a store that is to be, or to be gone on with, are not committed yet.
+
+    Raises:
+        RecipeMismatchError: if there is another store.
+        StoreError: if the folder holds other things.
+    """
+    n_shards = len(ShardPlan(wanted.rows.spans, wanted.shard_size))
+    if find_layout(files_at(target).path) is None:
+        if target.is_dir():
+            check_is_new(target, wanted.layout)
+        return n_shards * len(wanted.series)
+    begun = open_store(target)
+    check_agrees(target, begun.metadata, wanted)
+    return sum(len(begun.missing(name)) if name in begun.series else n_shards for name in wanted.series)
 
 
 def convert_store(
@@ -69,23 +127,19 @@ def convert_store(
         StoreError: if the target cannot be written, or is the source.
         WorkInterrupted: if `should_stop` said so.
     """
-    if target.resolve() == source.path.resolve():
-        raise StoreError(f"`{target}` is the store to read", hint="name a new folder to write to")
-    source.require_complete(source.series)
-    metadata = source.metadata
-    recipes = metadata.recipes | dict(_rounded_recipes(source, dtypes or {}))
-    rounded = {name: recipe for name, recipe in recipes.items() if recipe != metadata.recipes[name]}
+    plan = plan_conversion(source, target, layout, dtypes=dtypes)
+    metadata = plan.metadata
     written = create_store(
         target,
         metadata.rows,
         metadata.class_names,
         metadata.shard_size,
-        recipes,
+        metadata.recipes,
         layout=layout,
         images=metadata.images,
     )
     todo = [(series, source.shards[shard]) for series in source.series for shard in written.missing(series)]
-    for name in rounded:
+    for name in plan.rounded:
         _check_rounded(source, written, name)
     for done, (series, shard) in enumerate(todo, start=1):
         _copy_shard(source, written, series, shard)
@@ -98,7 +152,7 @@ def convert_store(
             )
     for series in source.series:
         written.consolidate(series)
-        if series not in rounded:
+        if series not in plan.rounded:
             _check_equal(source, written, series)
     _copy_adoptions(source, written)
     return ConvertReport(
@@ -107,7 +161,7 @@ def convert_store(
         shards_written=len(todo),
         content_hash=written.content_hash(),
         source_content_hash=source.content_hash(),
-        rounded={name: (metadata.recipes[name].format.dtype, recipe.format.dtype) for name, recipe in rounded.items()},
+        rounded=plan.rounded,
     )
 
 

@@ -49,6 +49,11 @@ def parse_index(content: Any, n_rows: int, file_bytes: int) -> NDArray[np.void]:
     return entries
 
 
+def checksum_at(entries: bytes, row: int) -> int:
+    """The CRC32C in the entry of a row of the shard."""
+    return int(ONE_ENTRY.unpack_from(entries, row * ENTRY.itemsize)[2])
+
+
 @dataclass(frozen=True, slots=True)
 class IndexedShard:
     """Payloads of any sizes in one file."""
@@ -61,6 +66,9 @@ class IndexedShard:
         offset, size, checksum = ONE_ENTRY.unpack_from(self.entries, row * ENTRY.itemsize)
         payload = self.content[offset : offset + size]
         return payload, crc32c(payload) == checksum
+
+    def checksum(self, row: int) -> int:
+        return checksum_at(self.entries, row)
 
     def gather(self, local: NDArray[np.int64]) -> tuple[list[bytes], list[int]]:
         found = [self.payload(row) for row in local.tolist()]
@@ -78,7 +86,8 @@ class BlobLayout:
 
     def encode(self, image_ids: Sequence[str], payloads: Sequence[bytes | None]) -> tuple[bytes, ...]:
         contents = [payload or b"" for payload in payloads]
-        offsets = np.cumsum([0, *(len(content) for content in contents)])[:-1].tolist()
+        starts = np.cumsum([0, *(len(content) for content in contents)])[:-1].tolist()
+        offsets = [start if content else 0 for start, content in zip(starts, contents, strict=True)]
         return b"".join(contents), encode_index(offsets, contents)
 
     def open(self, contents: Sequence[Any], n_rows: int) -> IndexedShard:

@@ -6,19 +6,21 @@ records only, never the files: rows that were not computed would read as zeros f
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dla_cache.durable import write_durably, writing_to
-from dla_cache.errors import ImageError, IncompleteBuildError, MissingLatentError, name_some
+from dla_cache.durable import writing_to
+from dla_cache.errors import ImageError, IncompleteBuildError, MissingLatentError, StoreError, name_some
 from dla_cache.shards import Shard, ShardPlan
 from dla_cache.spec import Recipe
 from dla_cache.store.commits import CommitLog, CommitRecord, Records
 from dla_cache.store.content import Payload, checked_latents, content_hash, content_sum
-from dla_cache.store.layout import IMAGES, SeriesLayout, commits_folder, payload_bytes, rows_of
+from dla_cache.store.files import COPY_IT, LocalFiles, StoreFiles
+from dla_cache.store.layout import IMAGES, SeriesLayout, commits_folder, edges_of, open_shard, payload_bytes, rows_of
 from dla_cache.store.metadata import how_to_go_on, read_metadata, unchanged_rows
 from dla_cache.store.parts import refuse_links
 from dla_cache.store.precision import from_payloads, measure_error, to_payloads
@@ -29,19 +31,51 @@ from dla_cache.store.statistics import LatentStatistics, SplitStatistics, Stored
 class LatentStore:
     """An open store; `open_store` and `create_store` make one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, files: StoreFiles | None = None) -> None:
+        """
+        Args:
+            path: the folder of metadata and commit records; of copies of them, where the store is somewhere else.
+            files: where it is, if not in that folder.
+        """
         self.path = path
+        self.files = files or LocalFiles(path)
         self.metadata = read_metadata(path)
         self.rows = self.metadata.rows
         self.class_names = self.metadata.class_names
         self.shard_size = self.metadata.shard_size
         self.shards = ShardPlan(self.rows.spans, self.shard_size)
         self._layouts = self.metadata.series
-        self._logs = {series: CommitLog(commits_folder(path, series)) for series in self._layouts}
-        self._maps = ShardMaps(path, self.metadata, self.shards, self._logs)
+        self._logs = {
+            series: CommitLog(commits_folder(path, series), self.files.records(series)) for series in self._layouts
+        }
+        self._maps = ShardMaps(self.files, self.metadata, self.shards, self._logs)
 
-    def __reduce__(self) -> tuple[type["LatentStore"], tuple[Path]]:
-        return LatentStore, (self.path,)  # maps of files do not travel to another process
+    def __reduce__(self) -> tuple[type["LatentStore"], tuple[Path, StoreFiles]]:
+        return LatentStore, (self.path, self.files)  # maps of files do not travel to another process
+
+    @property
+    def place(self) -> str:
+        """Path or URL of the store, as messages name it."""
+        return self.files.place
+
+    def require_folder(self) -> None:
+        """Passes a store that lies in a folder.
+
+        Raises:
+            StoreError: if it lies below a prefix, and its folder holds copies.
+        """
+        if self.place != str(self.path):
+            raise StoreError(f"`{self.place}` is no folder, and this works on folders only", hint=COPY_IT)
+
+    @contextmanager
+    def past_copies(self) -> Iterator["LatentStore"]:
+        """The store as it is where it lies: of one below a prefix nothing is read that was fetched before.
+
+        Raises:
+            StoreError: if it cannot be opened so.
+        """
+        with self.files.past_copies() as files:
+            yield self if files is self.files else LatentStore(files.path, files)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -73,7 +107,7 @@ class LatentStore:
             return self.metadata.recipes[modality]
         except KeyError:
             raise MissingLatentError(
-                f"`{self.path}` has no modality `{modality}`",
+                f"`{self.place}` has no modality `{modality}`",
                 hint=f"it has {', '.join(f'`{name}`' for name in self.modalities) or 'none'}",
             ) from None
 
@@ -93,7 +127,7 @@ class LatentStore:
         """
         if series == IMAGES and not self.has_images:
             raise MissingLatentError(
-                f"`{self.path}` does not hold the bytes of its images",
+                f"`{self.place}` does not hold the bytes of its images",
                 hint="name the folder they lie in, or add them: `dla cache build` with `--set images=original`",
             )
         if series != IMAGES:
@@ -121,7 +155,7 @@ class LatentStore:
             missing = self.missing(name)
             if missing:
                 raise IncompleteBuildError(
-                    f"`{self.path}` lacks {len(missing)} of {len(self.shards)} shards of `{name}`:"
+                    f"`{self.place}` lacks {len(missing)} of {len(self.shards)} shards of `{name}`:"
                     f" {name_some([str(shard) for shard in missing])}",
                     hint=how_to_go_on(self.path),
                 )
@@ -196,16 +230,19 @@ class LatentStore:
     def _write(self, series: str, shard: Shard, payloads: Any, **told: Any) -> CommitRecord:
         contents = self.encode_shard(series, shard, payloads)
         digest = hashlib.sha256()
-        for path, content in zip(self.shard_files(series, shard.index), contents, strict=True):
-            write_durably(path, content)
+        for name, content in zip(self.layout_of(series).files(shard.index), contents, strict=True):
+            self.files.write(name, content)
             digest.update(content)
+        size_bytes = sum(len(content) for content in contents)
+        opened = open_shard(self.layout_of(series), contents, len(shard), size_bytes)
         return CommitRecord(
             modality=series,
             shard=shard.index,
             n_rows=len(shard),
-            size_bytes=sum(len(content) for content in contents),
+            size_bytes=size_bytes,
             file_sha256=digest.hexdigest(),
             content_sum=f"{content_sum(self.rows.kept_ids_of(shard), payloads):064x}",
+            edge_crc32c=edges_of(opened, len(shard)),
             recipe_hash=self.recipe_hash(series),
             statistics=self.measure_shard(series, shard, payloads),
             **told,
@@ -298,7 +335,7 @@ class LatentStore:
         """In the order of the files: the place in `rows`, the shard that it is of, and its row in there."""
         self.layout_of(series)
         rows = np.asarray(rows, np.int64)
-        require_rows(self.rows, rows, self.path)
+        require_rows(self.rows, rows, self.place)
         order = np.argsort(rows, kind="stable")
         shards, locals_ = np.divmod(rows[order], self.shard_size)
         opened, number = None, -1

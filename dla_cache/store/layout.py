@@ -38,6 +38,9 @@ class OpenShard(Protocol):
         Payloads are copies: an array uint8 [b, payload_bytes] for latents, a list of b `bytes` for images.
         """
 
+    def checksum(self, row: int) -> int:
+        """The CRC32C that stands beside the payload of a row of the shard."""
+
 
 class LatentShard(OpenShard, Protocol):
     """A shard whose payloads have one size."""
@@ -96,6 +99,9 @@ class Layout(Protocol):
     def read_attributes(self, store: Path) -> dict[str, Any]:
         """What the main file says of the store, unchecked."""
 
+    def recipe_files(self, attributes: Mapping[str, Any]) -> tuple[str, ...]:
+        """The metadata files but the main file, of what that says of the store."""
+
     def read_recipes(self, store: Path, attributes: Mapping[str, Any]) -> dict[str, Recipe]:
         """The recipes by modality.
 
@@ -104,16 +110,33 @@ class Layout(Protocol):
         """
 
 
-def open_shard(layout: SeriesLayout, contents: Sequence[Any], n_rows: int, size_bytes: int) -> OpenShard:
+def open_shard(
+    layout: SeriesLayout,
+    contents: Sequence[Any],
+    n_rows: int,
+    size_bytes: int,
+    edge_crc32c: tuple[int, int] | None = None,
+) -> OpenShard:
     """The shard in these files, which have as many bytes together as were committed.
 
+    Args:
+        edge_crc32c: what its record says; None where other rows than these were committed.
+
     Raises:
-        ValueError: if sizes or index are not those of such a shard.
+        ValueError: if sizes, index or edges are not those of such a shard.
     """
     found = sum(len(content) for content in contents)
     if found != size_bytes:
         raise ValueError(f"it has {found} bytes, {size_bytes} were committed")
-    return layout.open(contents, n_rows)
+    opened = layout.open(contents, n_rows)
+    if edge_crc32c is not None and edges_of(opened, n_rows) != edge_crc32c:
+        raise ValueError("it is whole and not the one that was committed: its first or last sample is another")
+    return opened
+
+
+def edges_of(shard: OpenShard, n_rows: int) -> tuple[int, int]:
+    """The checksums of the first and the last payload."""
+    return shard.checksum(0), shard.checksum(n_rows - 1)
 
 
 def stored_dtype(latent: LatentFormat) -> np.dtype[Any]:

@@ -69,6 +69,12 @@ class StoreMetadata:
         """Those rows whose stored image does not have the sha256 of the row table; made pictures need not."""
         return self.rows.changed_images(rows, contents) if self.images == ORIGINAL_IMAGES else []
 
+    @property
+    def recipe_hashes(self) -> dict[str, str]:
+        """What the records of each series say of it."""
+        hashes = {name: recipe.hash for name, recipe in self.recipes.items()}
+        return hashes | ({} if self.images is None else {IMAGES: self.images.hash})
+
     def files(self, rows_sha256: str) -> dict[str, bytes]:
         """The metadata files but the row table, by their paths, in the order of writing."""
         facts = self.settings | {"rows_sha256": rows_sha256}
@@ -119,8 +125,10 @@ def read_metadata(path: Path) -> StoreMetadata:
         shard_size = attributes["shard_size"]
         if type(shard_size) is not int or not 0 < shard_size <= LARGEST_SHARD:
             raise ValueError(f"`shard_size` is `{shard_size}`, where 1 to {LARGEST_SHARD:,} is possible")
-        for modality in attributes["recipes"]:
-            Modality(modality)  # it becomes a part of paths
+        unknown = sorted(set(attributes["recipes"]) - set(Modality))  # they become parts of paths
+        if unknown:
+            named = name_some(unknown)
+            raise StoreError(f"`{path}` has modalities that this dla does not know: {named}", hint="upgrade dla")
         recipes = layout.read_recipes(path, attributes)
         if any(recipe.modality != modality for modality, recipe in recipes.items()):
             raise not_as_written(path, "recipe of a modality")

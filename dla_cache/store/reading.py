@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dla_cache.errors import CorruptShardError, MissingLatentError, StoreError, TooManyFilesError, name_some
-from dla_cache.maps import map_file, naming_a_lack_of_files
+from dla_cache.maps import naming_a_lack_of_files
 from dla_cache.shards import ShardPlan
 from dla_cache.store.commits import CommitLog
+from dla_cache.store.files import StoreFiles
 from dla_cache.store.layout import OpenShard, not_as_written, open_shard
 from dla_cache.store.metadata import StoreMetadata, has_rows_of, how_to_go_on
 from dla_cache.store.rows import RowTable
@@ -65,11 +66,14 @@ class RowsWatch:
 class ShardMaps:
     """Shards of a store as maps of their files, kept once they were asked for, as many as the process may keep."""
 
-    def __init__(self, path: Path, opened: StoreMetadata, shards: ShardPlan, logs: Mapping[str, CommitLog]) -> None:
-        self.rows_watch = RowsWatch(path, opened)
-        self._path = path
+    def __init__(
+        self, files: StoreFiles, opened: StoreMetadata, shards: ShardPlan, logs: Mapping[str, CommitLog]
+    ) -> None:
+        self.rows_watch = RowsWatch(files.path, opened)
+        self._files = files
         self._rows = opened.rows
         self._layouts = opened.series
+        self._recipe_hashes = opened.recipe_hashes
         self._shards = shards
         self._shard_size = opened.shard_size
         self._logs = logs
@@ -93,13 +97,18 @@ class ShardMaps:
                 raise self.not_committed(series, shard)
             if record.n_rows != len(planned):
                 raise ValueError(f"its record is of {record.n_rows} images, {len(planned)} are planned")
-            contents = [map_file(self._path / name) for name in self._layouts[series].files(shard)]
-            return open_shard(self._layouts[series], contents, record.n_rows, record.size_bytes)
+            if (record.modality, record.recipe_hash) != (series, self._recipe_hashes[series]):
+                raise ValueError(f"its record is of `{record.modality}`, recipe `{record.recipe_hash}`")
+            layout = self._layouts[series]
+            contents = self._files.map(layout.files(shard), record.file_sha256)
+            return open_shard(layout, contents, record.n_rows, record.size_bytes, record.edge_crc32c)
         except (MissingLatentError, TooManyFilesError):
             raise
         except (OSError, ValueError) as error:
             if self._logs[series].find(shard, anew=True) != record:  # rewritten since its record was read
                 return self._map(series, shard)
+            if is_out_of_reach(error):
+                raise
             raise self._damaged(series, shard, str(error), range(planned.start, planned.stop)) from error
         finally:
             self.rows_watch.require_same()  # only now: see there
@@ -108,9 +117,9 @@ class ShardMaps:
         """For a shard that no record vouches for."""
         planned = self._shards[shard]
         return MissingLatentError(
-            f"shard {shard} of `{series}` in `{self._path}` is not committed:"
+            f"shard {shard} of `{series}` in `{self._files.place}` is not committed:"
             f" {len(planned)} images from `{self._rows.image_ids[planned.start]}` on are not there",
-            hint=how_to_go_on(self._path),
+            hint=how_to_go_on(self._files.path),
         )
 
     def refuse_damage(self, series: str, rows: NDArray[np.int64], damaged: Sequence[int]) -> None:
@@ -127,12 +136,20 @@ class ShardMaps:
 
     def _damaged(self, series: str, shard: int, problem: str, rows: Sequence[int]) -> CorruptShardError:
         names = name_some([self._rows.image_ids[row] for row in rows])
-        file = self._path / self._layouts[series].files(shard)[0]
+        files = self._layouts[series].files(shard)
+        record = self._logs[series].find(shard)
+        if record is not None:
+            self._files.forget(files, record.file_sha256)
         return CorruptShardError(
-            f"shard {shard} of `{series}` is damaged at {names}: {problem} (`{file}`)",
-            hint=f"`dla cache verify {self._path}` lists all damage; restore the file from a copy,"
+            f"shard {shard} of `{series}` is damaged at {names}: {problem} (`{self._files.place}/{files[0]}`)",
+            hint=f"`dla cache verify {self._files.place}` lists all damage; restore the file from a copy,"
             " or run its `dla cache build` with `--repair`",
         )
+
+
+def is_out_of_reach(error: Exception) -> bool:
+    """Whether an error of reading a file says nothing of the file: network or server failed, not a disk."""
+    return isinstance(error, StoreError) and not isinstance(error, (CorruptShardError, FileNotFoundError))
 
 
 def maps_at_once(files: int) -> int:
@@ -152,7 +169,7 @@ def maps_at_once(files: int) -> int:
     return max(1, allowed - OTHER_FILES)
 
 
-def require_rows(rows: RowTable, wanted: NDArray[np.int64], store: Path) -> None:
+def require_rows(rows: RowTable, wanted: NDArray[np.int64], store: str) -> None:
     """Passes rows of a store whose images were not removed.
 
     Raises:

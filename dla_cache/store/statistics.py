@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from dla_cache.spec import StrictModel
+from dla_cache.spec import RecordModel
 
 
-class SplitStatistics(StrictModel):
+class SplitStatistics(RecordModel):
     """Per-channel moments of one split's images in one shard, as a commit record keeps them.
 
     Mean and variance rather than sum and sum of squares: the difference of two large sums has
@@ -27,7 +27,7 @@ class SplitStatistics(StrictModel):
     maximum: tuple[float, ...]
 
 
-class StoredError(StrictModel):
+class StoredError(RecordModel):
     """How far the stored latents of one shard are from those that were handed over, as its commit record keeps it.
 
     Measured once, when they were written: nothing can tell it later. Statistics, hashes and sums are those of the

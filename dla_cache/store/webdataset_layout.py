@@ -14,7 +14,7 @@ from fastcrc.crc32 import iscsi as crc32c
 from numpy.typing import NDArray
 
 from dla_cache.spec import LatentFormat, Modality, Recipe
-from dla_cache.store.index import ENTRY, ONE_ENTRY, IndexedShard, encode_index, parse_index
+from dla_cache.store.index import ENTRY, ONE_ENTRY, IndexedShard, checksum_at, encode_index, parse_index
 from dla_cache.store.layout import IMAGES, gather_latents, payload_bytes, read_json, sealed, stored_dtype
 from dla_cache.store.tar_bytes import BLOCK_BYTES, encode_tar, image_suffix
 
@@ -36,6 +36,9 @@ class TarShard:
         start = offset + self.header_bytes
         target[:] = self.content[start : start + self.payload_bytes]
         return bool(crc32c(target, crc32c(self.content[offset:start])) == checksum)
+
+    def checksum(self, row: int) -> int:
+        return checksum_at(self.entries, row)
 
     def gather(self, local: NDArray[np.int64]) -> tuple[NDArray[np.uint8], list[int]]:
         return gather_latents(self, self.payload_bytes, local)
@@ -86,7 +89,7 @@ class WebDatasetLayout:
 
     name = "webdataset"
     main_file = "dla.json"
-    parts = frozenset({"dla.json", "rows", "commits", IMAGES, *(modality.value for modality in Modality)})
+    parts = frozenset({"dla.json", "rows", "commits", "claims", IMAGES, *(modality.value for modality in Modality)})
 
     def latents(self, recipe: Recipe, shard_size: int) -> LatentTars:
         return LatentTars(recipe.modality.value, npy_header(recipe.format), payload_bytes(recipe.format))
@@ -98,11 +101,15 @@ class WebDatasetLayout:
         self, facts: Mapping[str, Any], recipes: Mapping[str, Recipe], n_rows: int
     ) -> dict[str, dict[str, Any]]:
         dumped = {modality: recipe.model_dump(mode="json") for modality, recipe in recipes.items()}
-        return {self.main_file: sealed({**facts, "layout": self.name, "recipes": dumped})}
+        hashes = {modality: recipe.hash for modality, recipe in recipes.items()}
+        return {self.main_file: sealed({**facts, "layout": self.name, "recipes": dumped, "recipe_hashes": hashes})}
 
     def read_attributes(self, store: Path) -> dict[str, Any]:
         attributes: dict[str, Any] = read_json(store / self.main_file)
         return attributes
+
+    def recipe_files(self, attributes: Mapping[str, Any]) -> tuple[str, ...]:
+        return ()
 
     def read_recipes(self, store: Path, attributes: Mapping[str, Any]) -> dict[str, Recipe]:
         return {modality: Recipe.model_validate(recipe) for modality, recipe in attributes["recipes"].items()}

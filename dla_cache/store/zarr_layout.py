@@ -16,7 +16,7 @@ import numpy as np
 from fastcrc.crc32 import iscsi as crc32c
 from numpy.typing import NDArray
 
-from dla_cache.spec import Recipe
+from dla_cache.spec import Modality, Recipe
 from dla_cache.store.index import BlobLayout
 from dla_cache.store.layout import (
     CRC_BYTES,
@@ -56,6 +56,10 @@ class StridedShard:
         end = start + self.payload_bytes
         target[:] = self.content[start:end]
         return bool(crc32c(target) == CHECKSUM.unpack_from(self.content, end)[0])
+
+    def checksum(self, row: int) -> int:
+        end = row * (self.payload_bytes + CRC_BYTES) + self.payload_bytes
+        return int(CHECKSUM.unpack_from(self.content, end)[0])
 
     def gather(self, local: NDArray[np.int64]) -> tuple[NDArray[np.uint8], list[int]]:
         return gather_latents(self, self.payload_bytes, local)
@@ -117,7 +121,7 @@ class ZarrLayout:
 
     name = "zarr"
     main_file = "zarr.json"
-    parts = frozenset({"zarr.json", "rows", "latents", "images", "commits"})
+    parts = frozenset({"zarr.json", "rows", "latents", "images", "commits", "claims"})
 
     def latents(self, recipe: Recipe, shard_size: int) -> ZarrShards:
         latent = recipe.format
@@ -139,6 +143,10 @@ class ZarrLayout:
     def read_attributes(self, store: Path) -> dict[str, Any]:
         attributes: dict[str, Any] = read_json(store / "zarr.json")["attributes"]["dla"]
         return attributes
+
+    def recipe_files(self, attributes: Mapping[str, Any]) -> tuple[str, ...]:
+        of_arrays = [f"latents/{Modality(modality).value}/zarr.json" for modality in attributes["recipes"]]
+        return ("latents/zarr.json", *of_arrays)
 
     def read_recipes(self, store: Path, attributes: Mapping[str, Any]) -> dict[str, Recipe]:
         # A recipe stands in its array's attributes and nowhere else, so that two copies cannot disagree.

@@ -60,6 +60,25 @@ def test_a_rounding_prints_its_error_and_both_hashes(dla: Callable) -> None:
     assert "  stored as         float32, nothing lost" in dla("cache", "inspect", "s").stdout
 
 
+def test_a_dry_run_says_what_a_run_would_write_and_refuses_what_it_would(dla: Callable) -> None:
+    ended = dla("cache", "convert", "s", "t", "--dtype", "int8", "--dry-run")
+    assert ended.stdout == (
+        "store         t, zarr, 6 images\n"
+        "would round   depth, float32 to int8\n"
+        "would write   4 shards of audio, depth, about 72 bytes in all\n"
+    )
+    facts = json.loads(dla("cache", "convert", "s", "t", "--layout", "webdataset", "--dry-run", "--json").stdout)
+    assert (facts["dry_run"], facts["shards_missing"], facts["rounded"]) == (True, 4, {})
+    assert not Path("t").exists()
+    assert dla("cache", "convert", "s", "s", "--layout", "zarr", "--dry-run").exit_code == 1
+    Path("other").mkdir()
+    Path("other/thesis.tex").touch()
+    assert "thesis.tex" in dla("cache", "convert", "s", "other", "--layout", "zarr", "--dry-run").stderr
+    dla("cache", "convert", "s", "t", "--dtype", "int8")
+    assert "would write   0 shards" in dla("cache", "convert", "s", "t", "--dtype", "int8", "--dry-run").stdout
+    assert "`layout` `zarr`" in dla("cache", "convert", "s", "t", "--layout", "webdataset", "--dry-run").stderr
+
+
 @pytest.mark.parametrize(
     ("options", "exit_code", "told"),
     [

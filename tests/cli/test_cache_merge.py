@@ -73,6 +73,8 @@ def test_one_store_alone_loses_its_gaps_and_keeps_its_content_hash(dla: Callable
         (["a", "b", "--out", "a"], 1, "is a store to read"),
         (["a", "b", "--out", "t", "--with-images"], 1, "no store holds them"),
         (["a", "missing", "--out", "t"], 1, "is no store"),
+        (["s3://bucket/a", "--out", "t"], 1, "works on folders only"),
+        (["a", "--out", "s3://bucket/t", "--dry-run"], 1, "works on folders only"),
         (["a", "b"], 2, "--out"),
         (["--out", "t"], 2, "STORE"),
         (["a", "--out", "t", "--shard-size", "0"], 2, "--shard-size"),

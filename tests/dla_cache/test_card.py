@@ -120,7 +120,7 @@ def test_a_card_that_says_the_same_is_not_written_again(store, monkeypatch: pyte
     def refuse(*_arguments: object) -> None:
         raise AssertionError("a finished store may lie on a read-only disk")
 
-    monkeypatch.setattr("dla_cache.card.write_durably", refuse)
+    monkeypatch.setattr("dla_cache.store.files.write_durably", refuse)
     write_card(store)
 
 

@@ -1,5 +1,7 @@
 """Commit records: their union is what is there, whoever consolidates meanwhile."""
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -24,6 +26,7 @@ def make_record(shard: int) -> CommitRecord:
         size_bytes=100,
         file_sha256="0" * 64,
         content_sum="0" * 64,
+        edge_crc32c=(1, 2**32 - 1),
         recipe_hash="0" * 64,
         statistics={},
         seconds=0.1,
@@ -167,3 +170,14 @@ def test_two_processes_that_commit_and_consolidate_at_the_same_time_lose_nothing
         seen = set(now)
     assert [process.communicate()[1] for process in processes] == [b"", b""]
     assert CommitLog(tmp_path).read().keys() == set(range(60))
+
+
+def test_a_record_may_say_more_than_this_version_knows(tmp_path: Path) -> None:
+    text = json.dumps(make_record(4).model_dump(mode="json") | {"said_by_a_later_version": [1, 2]})
+    name = f"4-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    (tmp_path / name).write_text(text)
+    log = CommitLog(tmp_path)
+    commit(log, 5)
+    assert log.read() == {4: make_record(4), 5: make_record(5)}
+    log.consolidate()
+    assert CommitLog(tmp_path).read() == {4: make_record(4), 5: make_record(5)}

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dla_cache
+from dla_cache.adopt import adopt_source
 from dla_cache.build import build_cache
 from dla_cache.describe import describe_rounding
 from dla_cache.errors import CorruptShardError, StoreError, WorkInterrupted
@@ -159,6 +160,18 @@ def test_a_store_alone_is_made_without_gaps_and_removed_rows_and_keeps_its_conte
     assert verify_store(compact).problems == ()
 
 
+def test_what_was_adopted_of_the_sources_holds_for_the_merged_store(
+    tmp_path: Path, manifest: Manifest, spec: CacheSpec, build: Callable, open_source: Callable
+) -> None:
+    stores = [build("a", part_of(manifest, range(12)), images="none"), build("b", part_of(manifest, range(12, 23)))]
+    renamed = spec.model_copy(update={"latents": (spec.latents[0].model_copy(update={"source": "renamed"}),)})
+    adopt_source(stores[1], open_source(renamed.latents[0], "cpu"), manifest.root, n_images=2, why="it is", who="me")
+    for _ in range(2):
+        merge(stores, tmp_path / "t")
+    assert build_cache(manifest, renamed, tmp_path / "t", open_source=open_source).images_encoded == 0
+    assert [adoption.why for adoption in verify_store(open_store(tmp_path / "t"), manifest).adopted] == ["it is"]
+
+
 def test_a_store_that_has_nothing_to_make_compact_comes_out_byte_for_byte(tmp_path: Path, make: Make) -> None:
     source = make([3, 1, 4, 0, 5], ["audio", "depth"])
     for modality in source.modalities:
@@ -186,6 +199,15 @@ def test_what_was_lost_by_rounding_is_carried_on(tmp_path: Path, make: Make) -> 
     assert merged.committed("depth")[0].error == mixed
     assert describe_rounding(merged, "depth").share_of_std > 0
     assert sum(record.seconds for record in merged.committed("depth").values()) == pytest.approx(0.8)
+
+
+def test_what_two_stores_hold_counts_once_and_is_that_of_the_first(tmp_path: Path, make: Make) -> None:
+    stores = [make([0, 1, 2]), make([2, 3, 4])]
+    merge(stores, tmp_path / "t", shard_size=6)
+    record = open_store(tmp_path / "t").committed("depth")[0]
+    first, second = (store.committed("depth")[0].error for store in stores)
+    assert record.error == merge_errors([(3, first), (2, second.model_copy(update={"count": 2}))])
+    assert record.seconds == pytest.approx(0.5)
 
 
 def test_a_removed_image_is_left_out_wherever_else_it_lies(tmp_path: Path, make: Make) -> None:

@@ -306,7 +306,7 @@ def test_a_modality_that_would_lead_out_of_the_store_is_refused(tmp_path: Path, 
     (store.path / layout.main_file).write_text(
         json.dumps(layout.metadata_files(facts, {"../../depth": recipe}, 7)[layout.main_file])
     )
-    with pytest.raises(StoreError, match=r"damaged: '\.\./\.\./depth' is not a valid Modality"):
+    with pytest.raises(StoreError, match=r"modalities that this dla does not know: `\.\./\.\./depth`"):
         open_store(store.path)
 
 

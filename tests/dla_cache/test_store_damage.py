@@ -9,6 +9,7 @@ import pytest
 
 from dla_cache.errors import CorruptShardError, StoreError
 from dla_cache.store import LatentStore, open_store
+from dla_cache.store.commits import CommitLog
 from dla_cache.verify import shard_problems, verify_store
 
 
@@ -157,3 +158,25 @@ def test_a_damaged_consolidated_record_is_one_error(store: LatentStore) -> None:
     record.write_bytes(record.read_bytes()[:-20])
     with pytest.raises(StoreError, match="is damaged"):
         open_store(store.path).committed("depth")
+
+
+def test_the_whole_files_of_another_shard_are_not_read_for_its_own(store: LatentStore) -> None:
+    files = [store.shard_files("depth", shard) for shard in (0, 1)]
+    contents = [[path.read_bytes() for path in shard] for shard in files]
+    for shard, others in zip(files, reversed(contents), strict=True):
+        for path, content in zip(shard, others, strict=True):
+            path.write_bytes(content)
+    for row in (0, 5):
+        with pytest.raises(CorruptShardError, match=r"not the one that was committed: its first or last sample"):
+            open_store(store.path).read("depth", np.array([row]))
+
+
+@pytest.mark.parametrize("change", [{"modality": "audio"}, {"recipe_hash": "0" * 64}])
+def test_a_record_of_another_series_or_recipe_vouches_for_nothing(store: LatentStore, change: dict[str, str]) -> None:
+    log = CommitLog(store.path / "commits" / "depth")
+    record = log.read()[0]
+    log.withdraw({0: record})
+    log.commit_once(0, lambda: record.model_copy(update=change))
+    with pytest.raises(CorruptShardError, match=r"its record is of `"):
+        open_store(store.path).read("depth", np.arange(3))
+    assert open_store(store.path).read("depth", np.arange(3, 7)).shape[0] == 4
