@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from dla_cache.errors import MissingLatentError, RecipeMismatchError, StoreError, name_some
 from dla_cache.spec import Recipe
 from dla_cache.store import LatentStore
+from dla_cache.store.creation import changed_fields
 from dla_cache.store.layout import IMAGES
 from dla_cache.store.rows import RowTable, StoredImage
 
@@ -196,9 +197,11 @@ def _common_recipes(stores: Sequence[LatentStore]) -> dict[str, Recipe]:
     recipes: dict[str, Recipe] = {}
     for store in stores:
         for name in store.modalities:
-            if recipes.setdefault(name, store.recipe(name)).hash != store.recipe(name).hash:
+            known, recipe = recipes.setdefault(name, store.recipe(name)), store.recipe(name)
+            if known.hash != recipe.hash:
+                fields = changed_fields(known.model_dump(mode="json"), recipe.model_dump(mode="json"), f"{name}.")
                 raise RecipeMismatchError(
-                    f"`{store.place}` holds `{name}` of another recipe than a store before it",
+                    f"`{store.place}` holds `{name}` of another recipe than a store before it: {'; '.join(fields)}",
                     hint="join stores of one recipe for each modality",
                 )
     return dict(sorted(recipes.items()))

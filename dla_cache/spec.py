@@ -108,8 +108,7 @@ class LatentFormat(StrictModel):
     shape: tuple[Annotated[int, Field(gt=0)], ...]
     """Shape of one sample, without the batch axis."""
     axes: tuple[Literal["channel", "height", "width", "token", "codebook", "step", "frequency", "time"], ...]
-    """The meaning of each axis of `shape`: a flip of the image turns `height` and `width`. `token` and `step` may be
-    shorter in a sample, all others are as long as `shape` says."""
+    """The meaning of each axis of `shape`: a flip of the image turns `height` and `width`."""
     dtype: Literal["float16", "float32", "bfloat16", "int8", "uint8", "int16", "int32"]
     """What lies on disk; codes are uint8, int16 or int32. A reader gets `read_dtype`."""
     quantisation: Quantisation | None = None

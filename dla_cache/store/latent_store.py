@@ -17,6 +17,7 @@ from dla_cache.durable import writing_to
 from dla_cache.errors import ImageError, IncompleteBuildError, MissingLatentError, StoreError, name_some
 from dla_cache.shards import Shard, ShardPlan
 from dla_cache.spec import Recipe
+from dla_cache.store.buffers import BufferPool
 from dla_cache.store.commits import CommitLog, CommitRecord, Records
 from dla_cache.store.content import Payload, checked_latents, content_hash, content_sum
 from dla_cache.store.files import COPY_IT, LocalFiles, StoreFiles
@@ -49,6 +50,7 @@ class LatentStore:
             series: CommitLog(commits_folder(path, series), self.files.records(series)) for series in self._layouts
         }
         self._maps = ShardMaps(self.files, self.metadata, self.shards, self._logs)
+        self._buffers = BufferPool()
 
     def __reduce__(self) -> tuple[type["LatentStore"], tuple[Path, StoreFiles]]:
         return LatentStore, (self.path, self.files)  # maps of files do not travel to another process
@@ -303,7 +305,8 @@ class LatentStore:
             MissingLatentError: if a row's shard is not committed, or there is no such row.
             CorruptShardError: if a file or a payload is damaged, naming shard and images.
         """
-        payloads = np.empty((len(rows), payload_bytes(self.recipe(modality).format)), np.uint8)
+        size = payload_bytes(self.recipe(modality).format)
+        payloads = self._buffers.take(len(rows) * size).reshape(len(rows), size)
         targets = rows_of(payloads)
         found = self._find(modality, rows)
         self._maps.refuse_damage(modality, rows, [at for at, shard, row in found if not shard.copy(row, targets[at])])

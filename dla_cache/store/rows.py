@@ -26,6 +26,8 @@ from dla_cache.store.row_parts import RowPart, is_same_part, merged, parts_of, s
 
 __all__ = ["RowPart", "RowTable", "StoredImage"]
 
+ROWS_AT_HAND = 2**16
+
 Rows = Sequence[int] | NDArray[np.int64]
 """Row numbers."""
 
@@ -148,12 +150,23 @@ class RowTable:
         """Every image's ID by its row, those of removed images too."""
         return ImageIds(self)
 
+    @cached_property
+    def _at_hand(self) -> tuple[list[str], list[Label | None]] | None:
+        """The IDs and labels of all rows, if these are so few that they had better be lists."""
+        if len(self) > ROWS_AT_HAND or self.spans != [(0, len(self))]:
+            return None
+        return list(self.image_ids), list(chain.from_iterable(block.labels for block in self._blocks()))
+
     def ids_of(self, rows: Rows) -> tuple[str, ...]:
         """The IDs of some rows, in their order."""
+        if self._at_hand is not None:
+            return tuple([self._at_hand[0][row] for row in _as_list(rows)])
         return tuple([block.image_id(place) for block, place in self._places_of(rows)])
 
     def labels_of(self, rows: Rows) -> list[Label | None]:
         """The labels of some rows, in their order."""
+        if self._at_hand is not None:
+            return [self._at_hand[1][row] for row in _as_list(rows)]
         return [block.labels[place] for block, place in self._places_of(rows)]
 
     def images_of(self, rows: Rows) -> list[StoredImage]:
@@ -283,6 +296,10 @@ class RowTable:
             for row, content in zip(rows, contents, strict=True)
             if hashlib.sha256(content).hexdigest() != self[row].sha256
         ]
+
+
+def _as_list(rows: Rows) -> Sequence[int]:
+    return rows.tolist() if isinstance(rows, np.ndarray) else rows
 
 
 class ImageIds(Sequence[str]):

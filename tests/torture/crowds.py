@@ -1,5 +1,6 @@
 """Two builders of one store, and a disk that is full: real `dla` commands on real file systems."""
 
+import gc
 import json
 import shutil
 import subprocess
@@ -151,6 +152,7 @@ def full_disk(
                 verdict, said = _fill(disk, store, kilobytes, command, content_hash)
                 yield "full disk", Outcome(verdict, f"full disk, {layout}, {name}, {kilobytes} kB: {said}")
                 shutil.rmtree(store, ignore_errors=True)
+                gc.collect()  # maps of its files, in stores that nobody needs any more, still fill the disk
                 subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", disk], check=True)
     if not short:
         yield "full disk", _takedown_on_full_disk(folder, whole, layout)
