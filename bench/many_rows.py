@@ -81,9 +81,7 @@ def make_store(folder: Path, n_rows: int) -> LatentStore:
         "audio": recipe(
             Modality.AUDIO, kind="codes", shape=(4, 250), axes=("codebook", "time"), dtype="int16", vocabulary=2048
         ),
-        "shape": recipe(
-            Modality.SHAPE, kind="continuous", shape=(256, 64), axes=("token", "channel"), dtype="float16"
-        ),
+        "shape": recipe(Modality.SHAPE, kind="continuous", shape=(256, 64), axes=("token", "channel"), dtype="float16"),
     }
     store = create_store(folder, rows, [f"class {label}" for label in range(1000)], SHARD_SIZE, recipes)
     for modality, one in recipes.items():

@@ -106,6 +106,8 @@ def build(
 
         def show(progress: BuildProgress) -> None:
             note = f"{progress.modality}, shard {progress.shard} of {progress.n_shards}"
+            if progress.is_waiting:
+                note += ", which another builder has"
             reporter.update(progress.images_done, progress.images_total, note)
 
         report = build_cache(

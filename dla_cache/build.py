@@ -62,6 +62,8 @@ class BuildProgress:
     """Of the whole store."""
     images_done: int
     images_total: int
+    is_waiting: bool = False
+    """Whether the shard is one that another builder has claimed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,6 @@ def build_cache(
             require_shards(store, name, mine)
         todo = {name: _uncommitted(store, name, mine) for name in series}
         turns = stack.enter_context(files.turns(lambda name, shard: shard in store.committed(name)))
-        on_wait = partial(_stop_if_asked, store, series, should_stop)
         fills = {
             source.recipe.modality.value: _in_turns(
                 store,
@@ -168,13 +169,12 @@ def build_cache(
                 todo[source.recipe.modality.value],
                 partial(_fill_modality, store, manifest.root, source, batch_size=batch_size, device=device),
                 turns,
-                on_wait,
             )
             for source in sources
         }
         if IMAGES in todo:
             fill_images = partial(_fill_images, store, manifest.root)
-            fills[IMAGES] = _in_turns(store, IMAGES, todo[IMAGES], fill_images, turns, on_wait)
+            fills[IMAGES] = _in_turns(store, IMAGES, todo[IMAGES], fill_images, turns)
         committed: list[tuple[str, Shard]] = []
         images_total = sum(len(store.kept_rows(shard)) for shards in todo.values() for shard in shards)
         images_done = 0
@@ -184,7 +184,9 @@ def build_cache(
                 if is_ours:
                     committed.append((name, shard))
                 if on_progress is not None:
-                    on_progress(BuildProgress(name, shard.index, len(store.shards), images_done, images_total))
+                    is_waiting = not (n_images or is_ours)
+                    at = BuildProgress(name, shard.index, len(store.shards), images_done, images_total, is_waiting)
+                    on_progress(at)
                 if should_stop is not None and images_done < images_total and should_stop():
                     raise _interrupted(store, series)
     for name in series:
@@ -200,15 +202,11 @@ def build_cache(
 def _withdraw(
     store: LatentStore, series: Collection[str], shards: Sequence[Shard], should_stop: Callable[[], bool] | None
 ) -> dict[str, dict[int, CommitRecord]]:
-    def on_checked(_shard: Shard) -> None:
-        _stop_if_asked(store, series, should_stop)
+    def stop_if_asked(_shard: Shard) -> None:
+        if should_stop is not None and should_stop():
+            raise _interrupted(store, series)
 
-    return {name: withdraw_damaged(store, name, shards, on_checked) for name in series}
-
-
-def _stop_if_asked(store: LatentStore, series: Collection[str], should_stop: Callable[[], bool] | None) -> None:
-    if should_stop is not None and should_stop():
-        raise _interrupted(store, series)
+    return {name: withdraw_damaged(store, name, shards, stop_if_asked) for name in series}
 
 
 def _uncommitted(store: LatentStore, series: str, shards: Sequence[Shard]) -> list[Shard]:
@@ -226,9 +224,11 @@ def _in_turns(
     shards: Sequence[Shard],
     fill: Callable[[Iterator[Shard]], Filling],
     turns: Turns,
-    on_wait: Callable[[], None],
 ) -> Filling:
-    """Fills shards as they are this process's turn, until all are committed; those of other builders count as done."""
+    """Fills shards as they are this process's turn, until all are committed; those of other builders count as done.
+
+    While it waits for others it yields such a shard and no image.
+    """
     filled, left = set(), shards
     while left:
         with closing(fill(turns.take(series, left))) as filling:
@@ -237,7 +237,9 @@ def _in_turns(
                 if is_ours:
                     turns.release(series, shard.index)
                 yield shard, n_images, is_ours
-        left = turns.left(series, on_wait)
+        left = turns.left(series)
+        if left:
+            yield left[0], 0, False
     for shard in shards:
         if shard not in filled:
             yield shard, len(store.kept_rows(shard)), False

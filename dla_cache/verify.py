@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from dla_cache.card import is_card, is_sealed
 from dla_cache.durable import is_temporary, read_file
-from dla_cache.errors import DlaError, StoreError, name_some
+from dla_cache.errors import StoreError, name_some
 from dla_cache.manifest import Manifest
 from dla_cache.order import generator
 from dla_cache.shards import Shard
@@ -24,7 +24,7 @@ from dla_cache.store.files import IS_LINK, MOVE_AWAY
 from dla_cache.store.layout import IMAGES, edges_of, open_shard
 from dla_cache.store.metadata import how_to_go_on
 from dla_cache.store.parts import ADOPTED, CARD, CARD_TITLE, UNFINISHED
-from dla_cache.store.reading import is_out_of_reach
+from dla_cache.store.reading import is_out_of_reach, said_of
 from dla_cache.store.row_files import row_files, row_problems
 
 
@@ -220,11 +220,6 @@ def _require_files(store: LatentStore, files: Sequence[str], size_bytes: int) ->
     found = sum(store.files.size_bytes(name) for name in files)
     if found != size_bytes:
         raise ValueError(f"it has {found} bytes, {size_bytes} were committed")
-
-
-def said_of(error: Exception) -> str:
-    """What an error says, without a hint."""
-    return error.message if isinstance(error, DlaError) else str(error)
 
 
 def _named(files: Sequence[str]) -> str:

@@ -42,6 +42,10 @@ class ObjectStore(Protocol):
     def url(self) -> str:
         """The place, without credentials."""
 
+    @property
+    def key(self) -> str:
+        """What tells the place from any other, to name copies by once it is hashed: it may hold a password."""
+
     def read(self, name: str) -> bytes:
         """A whole object.
 
@@ -99,6 +103,10 @@ class FolderObjects:
     @property
     def url(self) -> str:
         return str(self.folder)
+
+    @property
+    def key(self) -> str:
+        return self.url
 
     def read(self, name: str) -> bytes:
         try:

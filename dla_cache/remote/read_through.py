@@ -124,7 +124,7 @@ class ReadThroughCache:
 
 
 def _file_name(objects: ObjectStore, name: str, version: str) -> str:
-    return hashlib.sha256("\n".join((objects.url, name, version)).encode()).hexdigest()
+    return hashlib.sha256("\n".join((objects.key, name, version)).encode()).hexdigest()
 
 
 def _sha256_of(file: BinaryIO) -> str:

@@ -58,6 +58,10 @@ class S3Objects:
     def url(self) -> str:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
 
+    @property
+    def key(self) -> str:
+        return f"{self._connected().meta.endpoint_url} {self.url}"
+
     def read(self, name: str) -> bytes:
         return self._ask(name, "read", lambda client, _: _whole_body(client.get_object(**self._at(name))))
 

@@ -211,6 +211,8 @@ class CommitLog:
         One process consolidates at a time. Writers and readers need not wait for it: a record is
         at any moment in at least one file.
         """
+        if len(self._names()) < 2:  # as of a store that is whole, and may be read-only
+            return
         with self._files.one_at_a_time():
             parts = self._snapshot()
             if loose:

@@ -36,8 +36,8 @@ class Turns(Protocol):
     def release(self, series: str, shard: int) -> None:
         """Says that one is committed."""
 
-    def left(self, series: str, on_wait: Callable[[], None]) -> Sequence[Shard]:
-        """Of those that others had, what is not committed; waits until some can be taken, or none is left."""
+    def left(self, series: str) -> Sequence[Shard]:
+        """Of those that others had, what is not committed; if there is any, after a moment."""
 
 
 class StoreFiles(Protocol):
@@ -183,5 +183,5 @@ class EverybodysTurn:
     def release(self, series: str, shard: int) -> None:
         pass
 
-    def left(self, series: str, on_wait: Callable[[], None]) -> Sequence[Shard]:
+    def left(self, series: str) -> Sequence[Shard]:
         return ()

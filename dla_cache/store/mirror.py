@@ -11,8 +11,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,12 @@ from dla_cache.durable import locked_folder, make_folder, read_file, writing_to
 from dla_cache.errors import DlaError, SpecError, StoreError, TooManyFilesError
 from dla_cache.remote import FolderObjects, MissingObjectError, ObjectStore, ReadThroughCache, is_remote, open_objects
 from dla_cache.remote.read_through import GB
-from dla_cache.store.claims import CLAIMS, Claims
+from dla_cache.store.claims import CLAIMS
 from dla_cache.store.creation import create_metadata
 from dla_cache.store.files import COPY_IT, LocalFiles, StoreFiles, Turns
-from dla_cache.store.layout import Layout, commits_folder
+from dla_cache.store.layout import Layout
 from dla_cache.store.metadata import LAYOUTS, StoreMetadata, read_metadata
+from dla_cache.store.mirrored_records import MirroredRecords, fetch
 from dla_cache.store.parts import ADOPTED, CARD, UNFINISHED
 from dla_cache.store.record_files import RecordFiles
 from dla_cache.store.row_files import OURS, index_name, listed_parts, row_files
@@ -36,11 +36,6 @@ CACHE_DIR, CACHE_GB = "DLA_CACHE_DIR", "DLA_CACHE_GB"
 is read, so they stand in no spec."""
 
 SCHEME = "s3:"
-
-REQUESTS_AT_ONCE = 16
-
-MERGING, MERGING_S = "records", 120.0
-"""In place of a series and for how long: the claim of who merges or withdraws commit records."""
 
 TRIES = 20
 """Of several who begin or extend one store at the same moment all but one have to look again."""
@@ -95,7 +90,7 @@ class Mirror:
         self._folder = folder
         self._max_bytes = max_bytes
         self._cache = ReadThroughCache(folder / "objects", max_bytes)
-        self._root = folder / "stores" / hashlib.sha256(objects.url.encode()).hexdigest()[:32]
+        self._root = folder / "stores" / hashlib.sha256(objects.key.encode()).hexdigest()[:32]
         self.path = self._root / "store"
         self._copies = FolderObjects(self.path)
         self._main: tuple[str, bytes, str] | None = None
@@ -236,17 +231,15 @@ class Mirror:
                 index, recipes = index_name(str(attributes["rows_sha256"])), layout.recipe_files(attributes)
             except (ValueError, KeyError, TypeError, AttributeError):
                 return
-        self._fetch([index])
+        fetch(self._objects, self._copies, [index])
         parts = listed_parts(self.path, index)
-        self._fetch(name for name, size_bytes in parts.items() if self._local_size(name) != size_bytes)
+        lacking = [name for name, size_bytes in parts.items() if self._local_size(name) != size_bytes]
+        fetch(self._objects, self._copies, lacking)
         for name in (*recipes, ADOPTED, CARD, UNFINISHED):  # these change
             try:
                 self._keep(name, self._objects.read(name))
             except MissingObjectError:
                 (self.path / name).unlink(missing_ok=True)
-
-    def _fetch(self, names: Iterable[str]) -> None:
-        fetch(self._objects, self._copies, names)
 
     def _local_size(self, name: str) -> int | None:
         try:
@@ -268,15 +261,18 @@ class Mirror:
         metadata = read_metadata(self.path)
         layout, files = metadata.layout, metadata.files(metadata.rows_sha256)
         content = files.pop(layout.main_file)
-        if self._main is not None and self._main[:2] == (layout.main_file, content):
-            return True
         rows = row_files(metadata.rows, metadata.rows_sha256)
-        self._refuse_others(metadata, known, {*rows, *files})
-        for name in rows:
-            if self._stat(name) is None:
-                self._objects.create(name, read_file(self.path / name))
-        for name, described in files.items():
+        is_known = self._main is not None and self._main[:2] == (layout.main_file, content)
+        if not is_known:
+            self._refuse_others(metadata, known, {*rows, *files})
+            for name in rows:
+                if self._stat(name) is None:
+                    self._objects.create(name, read_file(self.path / name))
+        changed = {name: described for name, described in files.items() if self._content(name) != described}
+        for name, described in changed.items():
             self._objects.write(name, described)
+        if is_known and not changed:  # as of a store that is whole, and may be read-only
+            return True
         if self._main is None:
             is_ours = self._objects.create(layout.main_file, content)
         else:
@@ -299,85 +295,17 @@ class Mirror:
             if not (name in ours or OURS.fullmatch(name) or name.endswith("/zarr.json") or _is_claim(name)):
                 raise StoreError(f"`{self.place}` holds other things, such as `{name}`", hint="name a new prefix")
 
+    def _content(self, name: str) -> bytes | None:
+        try:
+            return self._objects.read(name)
+        except MissingObjectError:
+            return None
+
     def _stat(self, name: str) -> Any:
         try:
             return self._objects.stat(name)
         except MissingObjectError:
             return None
-
-
-class MirroredRecords:
-    """The files of a commit log below a prefix; what they are is asked there, and each is copied once."""
-
-    def __init__(self, objects: ObjectStore, store: Path, series: str) -> None:
-        self.folder = commits_folder(store, series)
-        self._objects = objects
-        self._copies = FolderObjects(store)
-        self._beginning = f"{self.folder.relative_to(store).as_posix()}/"
-
-    @property
-    def place(self) -> str:
-        return f"{self._objects.url}/{self._beginning}".rstrip("/")
-
-    def names(self) -> list[str]:
-        listed = (name.removeprefix(self._beginning) for name in self._objects.names(self._beginning))
-        names = sorted(name for name in listed if "/" not in name and not name.startswith("."))
-        copied = {entry.name for entry in os.scandir(self.folder)} if self.folder.is_dir() else set()
-        fetch(self._objects, self._copies, [self._beginning + name for name in names if name not in copied])
-        for name in copied.difference(names):
-            if not name.startswith("."):  # else it is being written
-                (self.folder / name).unlink(missing_ok=True)
-        return names
-
-    def was_whole(self, names: Sequence[str]) -> bool:
-        return True  # single records are listed before merged ones, which are there before the single ones go
-
-    def path(self, name: str) -> Path:
-        if not (self.folder / name).is_file():
-            fetch(self._objects, self._copies, [self._beginning + name])
-        return self.folder / name
-
-    def commit(self, shard: int, is_committed: Callable[[], bool], make: Callable[[], tuple[str, bytes]]) -> bool:
-        # A claim on the shard keeps others from it. Where it has lapsed both may come here: the records of both vouch
-        # for the same bytes, or one of them is found not to.
-        if is_committed():
-            return False
-        name, content = make()
-        self._objects.create(self._beginning + name, content)
-        self._copies.write(self._beginning + name, content)
-        return True
-
-    def write(self, name: str, content: bytes) -> None:
-        self._objects.write(self._beginning + name, content)
-
-    def remove(self, name: str) -> None:
-        self._objects.delete(self._beginning + name)
-
-    def sync(self) -> None:
-        pass
-
-    @contextmanager
-    def one_at_a_time(self) -> Iterator[None]:
-        claims = Claims(self._objects, MERGING_S)
-        while (generation := claims.acquire(MERGING, 0)) is None:
-            time.sleep(POLL_S)
-        try:
-            yield
-        finally:
-            with suppress(StoreError):  # it ends by itself
-                claims.release(MERGING, 0, generation)
-
-
-def fetch(objects: ObjectStore, copies: FolderObjects, names: Iterable[str]) -> None:
-    """Copies objects that never change, as far as they are there."""
-
-    def copy(name: str) -> None:
-        with suppress(MissingObjectError):
-            copies.write(name, objects.read(name))
-
-    if wanted := list(names):
-        with ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="fetch") as pool:
-            list(pool.map(copy, wanted))
 
 
 def _main_files() -> list[str]:

@@ -109,7 +109,7 @@ class ShardMaps:
                 return self._map(series, shard)
             if is_out_of_reach(error):
                 raise
-            raise self._damaged(series, shard, str(error), range(planned.start, planned.stop)) from error
+            raise self._damaged(series, shard, said_of(error), range(planned.start, planned.stop)) from error
         finally:
             self.rows_watch.require_same()  # only now: see there
 
@@ -140,6 +140,7 @@ class ShardMaps:
         record = self._logs[series].find(shard)
         if record is not None:
             self._files.forget(files, record.file_sha256)
+            self.open.cache_clear()
         return CorruptShardError(
             f"shard {shard} of `{series}` is damaged at {names}: {problem} (`{self._files.place}/{files[0]}`)",
             hint=f"`dla cache verify {self._files.place}` lists all damage; restore the file from a copy,"
@@ -150,6 +151,11 @@ class ShardMaps:
 def is_out_of_reach(error: Exception) -> bool:
     """Whether an error of reading a file says nothing of the file: network or server failed, not a disk."""
     return isinstance(error, StoreError) and not isinstance(error, (CorruptShardError, FileNotFoundError))
+
+
+def said_of(error: Exception) -> str:
+    """What an error says, without a hint."""
+    return error.message if isinstance(error, StoreError) else str(error)
 
 
 def maps_at_once(files: int) -> int:

@@ -15,7 +15,7 @@ LEASE_S = 60.0
 """How long others wait, and the skew of clocks besides, for a builder that was killed. A living one renews."""
 
 POLL_S = 1.0
-"""Between two looks at a shard that another builder has."""
+"""Between two looks at the shards that other builders have."""
 
 
 class ClaimedTurns:
@@ -52,12 +52,9 @@ class ClaimedTurns:
             if generation is not None:
                 self._claims.release(series, shard, generation)
 
-    def left(self, series: str, on_wait: Callable[[], None]) -> Sequence[Shard]:
-        others = self._others.pop(series, [])
-        while others := [shard for shard in others if not self._is_committed(series, shard.index)]:
-            if any(self._claims.holder(series, shard.index) is None for shard in others):
-                break
-            on_wait()
+    def left(self, series: str) -> Sequence[Shard]:
+        others = [shard for shard in self._others.pop(series, []) if not self._is_committed(series, shard.index)]
+        if others:
             time.sleep(POLL_S)
         return others
 

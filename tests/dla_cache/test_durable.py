@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dla_cache import durable
 from dla_cache.durable import write_durably
 
 
@@ -44,7 +45,7 @@ def test_a_full_disk_leaves_no_half_file_behind(tmp_path: Path, monkeypatch: pyt
 
 
 def test_what_does_not_read_back_as_written_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "read_bytes", lambda _path: b"something else")
+    monkeypatch.setattr(durable, "read_file", lambda _path: b"something else")
     with pytest.raises(OSError, match="does not read back"):
         write_durably(tmp_path / "file", b"content")
     assert not (tmp_path / "file").exists()

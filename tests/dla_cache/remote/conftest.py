@@ -159,7 +159,7 @@ class MemoryObjects:
     """Objects in memory, with `meanwhile[n]` called just before the n-th look or change from now on."""
 
     def __init__(self) -> None:
-        self.url = "memory"
+        self.url = self.key = "memory"
         self.contents: dict[str, bytes] = {}
         self.meanwhile: dict[int, Callable[[], object]] = {}
         self.steps = 0

@@ -1,22 +1,23 @@
 """The mirror of a store that lies elsewhere: in another folder here, which fails at no time and asks no server."""
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
 
-from dla_cache.build import build_cache
+from dla_cache.build import BuildProgress, build_cache
 from dla_cache.errors import CorruptShardError, RecipeMismatchError, SpecError, StoreError, WorkInterrupted
 from dla_cache.housekeeping import measure_usage, prune_store
 from dla_cache.manifest import Manifest
-from dla_cache.remote import FolderObjects
+from dla_cache.remote import FolderObjects, ObjectStat
 from dla_cache.spec import CacheSpec, Modality
 from dla_cache.store import LatentStore, create_store, mirror, open_store, turns
 from dla_cache.store.claims import Claims
@@ -26,15 +27,23 @@ LAYOUTS = ["zarr"]
 URL = "s3://bucket/store"
 
 
+class Death(BaseException):
+    """Ends the process as far as our code can see: no handler of ours catches it."""
+
+
 class Elsewhere(FolderObjects):
-    """A folder under the name of a prefix; `meanwhile` is called once, before the main file is written."""
+    """A folder under the name of a prefix; `meanwhile` is called once, before what begins with `before` is written."""
 
     url = URL
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
+        self.before = "zarr.json"
         self.meanwhile: Callable[[], object] = lambda: None
-        self.is_down = False
+        self.down = "nothing"
+        """No object whose name begins so can be read."""
+        self.changes_left = sys.maxsize
+        """After so many changes the process is dead."""
 
     def create(self, name: str, content: bytes) -> bool:
         self._step(name)
@@ -44,13 +53,27 @@ class Elsewhere(FolderObjects):
         self._step(name)
         return super().replace(name, content, etag)
 
+    def write(self, name: str, content: bytes) -> None:
+        self._step(name)
+        super().write(name, content)
+
+    def delete(self, name: str) -> None:
+        self._step(name)
+        super().delete(name)
+
     def read(self, name: str) -> bytes:
-        if self.is_down:
+        if name.startswith(self.down):
             raise StoreError("the server does not answer", hint="wait")
         return super().read(name)
 
+    def read_into(self, name: str, file: BinaryIO, stat: ObjectStat) -> None:
+        file.write(self.read(name))
+
     def _step(self, name: str) -> None:
-        if name == "zarr.json":
+        if not self.changes_left:
+            raise Death
+        self.changes_left -= 1
+        if name.startswith(self.before):
             meanwhile, self.meanwhile = self.meanwhile, lambda: None
             meanwhile()
 
@@ -178,6 +201,44 @@ def test_an_open_store_sees_what_others_commit_and_withdraw(
     assert reader.missing("depth") == [1]
 
 
+def test_a_shard_that_two_committed_at_once_is_whole_and_one_record_stays(
+    elsewhere: Elsewhere, made: SimpleNamespace, on_another_machine: Callable
+) -> None:
+    recipe = made.recipe()
+    latents = made.latents(recipe, 4)
+
+    def begin() -> LatentStore:
+        return create_store(URL, made.rows(4), [], 4, {"depth": recipe})
+
+    def commit(store: LatentStore, seconds: float) -> bool:
+        return store.write_shard("depth", store.shards[0], latents, seconds=seconds, device="cpu")
+
+    def meanwhile() -> None:
+        with on_another_machine():
+            assert commit(begin(), 2)
+
+    store = begin()
+    elsewhere.before, elsewhere.meanwhile = "commits/", meanwhile
+    assert commit(store, 1)
+    assert not commit(store, 3)
+    assert len(names_of(elsewhere, "commits/")) == 2
+    assert verify_store(store).problems == ()
+    store.consolidate("depth")
+    assert len(names_of(elsewhere, "commits/")) == 1
+    assert verify_store(store).problems == ()
+    assert np.array_equal(store.read("depth", np.arange(4)), latents)
+
+
+def test_a_damaged_description_is_written_again_by_the_next_build(
+    store: LatentStore, elsewhere: Elsewhere, made: SimpleNamespace
+) -> None:
+    described = elsewhere.read("latents/zarr.json")
+    elsewhere.write("latents/zarr.json", b"{}")
+    assert [problem.where for problem in verify_store(store).problems] == ["latents/zarr.json"]
+    create_store(URL, made.rows(12), [], 4, {"depth": made.recipe()})
+    assert elsewhere.read("latents/zarr.json") == described
+
+
 def test_verify_reads_what_is_there_and_not_the_copies(store: LatentStore, elsewhere: Elsewhere) -> None:
     store.read("depth", np.arange(12))
     assert verify_store(store).problems == ()
@@ -195,28 +256,66 @@ def test_verify_reads_what_is_there_and_not_the_copies(store: LatentStore, elsew
         verify_store(store)
 
 
-def test_a_server_that_is_down_is_no_damage(
-    store: LatentStore, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+def test_a_server_that_is_down_is_no_damage_and_repair_takes_nothing_out(
+    elsewhere: Elsewhere, manifest: Manifest, spec: CacheSpec, open_source: Callable
 ) -> None:
-    def read_from_down(self: FolderObjects, *_: object) -> None:
-        raise StoreError("the server does not answer", hint="wait")
+    build = partial(build_cache, manifest, spec, URL, open_source=open_source)
+    build()
+    before = names_of(elsewhere)
+    store = open_store(URL)
+    elsewhere.down = "latents/depth/c"
+    for work in (lambda: store.read("depth", np.arange(12)), lambda: verify_store(store), lambda: build(repair=True)):
+        with pytest.raises(StoreError, match="the server does not answer") as caught:
+            work()
+        assert not isinstance(caught.value, CorruptShardError)
+    assert names_of(elsewhere) == before
 
-    monkeypatch.setattr(FolderObjects, "read_into", read_from_down)
-    with pytest.raises(StoreError, match="the server does not answer") as caught:
-        store.read("depth", np.arange(12))
-    assert not isinstance(caught.value, CorruptShardError)
-    elsewhere.is_down = True
-    with pytest.raises(StoreError, match="the server does not answer"):
-        verify_store(store)
+
+def test_a_builder_that_dies_before_any_change_has_lost_nothing_that_it_committed(
+    elsewhere: Elsewhere, manifest: Manifest, spec: CacheSpec, open_source: Callable, tmp_path: Path
+) -> None:
+    build = partial(build_cache, manifest, spec, URL, open_source=open_source)
+    whole = build_cache(manifest, spec, tmp_path / "local", open_source=open_source)
+    committed = []
+    for changes in range(1, 99, 2):
+        shutil.rmtree(elsewhere.folder, ignore_errors=True)
+        elsewhere.changes_left = changes
+        try:
+            build()
+        except Death:
+            committed.append(5 - len(open_store(URL).missing("depth")) if "zarr.json" in names_of(elsewhere) else 0)
+        else:
+            break
+        elsewhere.changes_left = sys.maxsize
+        shutil.rmtree(elsewhere.folder / "claims", ignore_errors=True)  # else it waits for the dead one's to end
+        report = build()
+        assert (report.content_hash, report.shards_committed) == (whole.content_hash, 5 - committed[-1])
+        assert verify_store(open_store(URL), manifest).problems == ()
+    assert committed == sorted(committed)
+    assert set(committed) == set(range(6))
+
+
+def test_images_are_appended_under_an_open_store_and_the_former_index_of_rows_goes(
+    elsewhere: Elsewhere, made: SimpleNamespace
+) -> None:
+    recipe = made.recipe()
+    latents = made.latents(recipe, 6)
+    reader = made.store(URL, recipe, latents, 4)
+    grown = create_store(URL, made.rows(9), [], 4, {"depth": recipe}, append=True)
+    assert (len(reader.rows), len(grown.rows), len(open_store(URL).rows)) == (6, 9, 9)
+    assert len([name for name in names_of(elsewhere, "rows/") if "index" in name]) == 1
+    assert np.array_equal(reader.read("depth", np.arange(6)), latents)
+    assert grown.missing("depth") == [2]
 
 
 def test_a_damaged_copy_is_fetched_again_the_next_time(store: LatentStore, tmp_path: Path) -> None:
     store.read("depth", np.arange(4))
     (copy,) = (tmp_path / "cache" / "objects").iterdir()
     copy.write_bytes(bytes(copy.stat().st_size))
+    store = open_store(URL)
     with pytest.raises(CorruptShardError, match="shard 0 of `depth` is damaged"):
-        open_store(URL).read("depth", np.arange(4))
-    assert len(open_store(URL).read("depth", np.arange(4))) == 4
+        store.read("depth", np.arange(4))
+    assert len(store.read("depth", np.arange(4))) == 4
 
 
 def test_no_more_is_mapped_than_the_cache_may_hold(
@@ -244,14 +343,19 @@ def test_two_builders_take_turns_and_one_that_waits_can_be_stopped(
     wider = spec.model_copy(update={"latents": (spec.latents[0].model_copy(update={"modality": Modality.SHAPE}),)})
     held = Claims(elsewhere, 60)
     assert held.acquire("shape", 3) == 1
+    seen: list[BuildProgress] = []
     with pytest.raises(WorkInterrupted, match="4 of 5"):
         build_cache(
             manifest,
             wider,
             URL,
             open_source=open_source,
-            should_stop=lambda: len(names_of(elsewhere, "commits/shape/")) == 4,
+            on_progress=seen.append,
+            should_stop=lambda: seen[-1].is_waiting,
         )
+    assert seen[-1].shard == 3
+    held.release("shape", 3, 1)
+    assert build_cache(manifest, wider, URL, open_source=open_source).shards_committed == 1
 
 
 def test_what_changes_a_folder_refuses_a_store_that_is_none(store: LatentStore) -> None:

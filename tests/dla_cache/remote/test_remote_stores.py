@@ -1,5 +1,6 @@
 """A store below a prefix of an S3 API over HTTP: built, killed, gone on with, verified, repaired and trained from."""
 
+import copy
 import os
 import shutil
 import signal
@@ -127,7 +128,7 @@ def test_an_epoch_keeps_to_the_bound_of_the_cache_and_a_damaged_shard_is_named(
     store = open_store(url)
     largest = max(record.size_bytes for record in store.committed("depth").values())
     monkeypatch.setenv("DLA_CACHE_GB", str(2.5 * largest / 1e9))
-    store = open_store(url)
+    store = copy.copy(open_store(url))  # by what takes it to a loader's worker
     for _ in range(2):
         rows = np.random.default_rng(0).permutation(len(manifest))
         assert len(store.read("depth", rows)) == len(manifest)

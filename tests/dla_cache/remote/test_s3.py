@@ -178,3 +178,10 @@ def test_a_folder_marker_is_no_object_and_a_name_that_leads_outside_is_refused(s
     proxy.put(s3.url.removeprefix("s3://") + "/a/../../b")
     with pytest.raises(DlaError, match="no path below it"):
         list(s3.names())
+
+
+def test_the_same_prefix_of_two_endpoints_has_two_keys(s3: S3Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = s3.key
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert S3Objects(s3.url).key != before
+    assert S3Objects(s3.url).url == s3.url
