@@ -110,6 +110,18 @@ class Layout(Protocol):
         """
 
 
+class OtherSamplesError(ValueError):
+    """The first or the last sample of a shard is not the one that was committed."""
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        """
+        Args:
+            rows: of the shard, which one or both.
+        """
+        super().__init__("its checksum is not the one that was committed")
+        self.rows = tuple(rows)
+
+
 def open_shard(
     layout: SeriesLayout,
     contents: Sequence[Any],
@@ -129,8 +141,11 @@ def open_shard(
     if found != size_bytes:
         raise ValueError(f"it has {found} bytes, {size_bytes} were committed")
     opened = layout.open(contents, n_rows)
-    if edge_crc32c is not None and edges_of(opened, n_rows) != edge_crc32c:
-        raise ValueError("it is whole and not the one that was committed: its first or last sample is another")
+    if edge_crc32c is not None:
+        found_edges = edges_of(opened, n_rows)
+        rows = [row for row, one, other in zip((0, n_rows - 1), found_edges, edge_crc32c, strict=True) if one != other]
+        if rows:
+            raise OtherSamplesError(rows)
     return opened
 
 

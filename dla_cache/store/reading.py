@@ -14,7 +14,7 @@ from dla_cache.maps import naming_a_lack_of_files
 from dla_cache.shards import ShardPlan
 from dla_cache.store.commits import CommitLog
 from dla_cache.store.files import StoreFiles
-from dla_cache.store.layout import OpenShard, not_as_written, open_shard
+from dla_cache.store.layout import OpenShard, OtherSamplesError, not_as_written, open_shard
 from dla_cache.store.metadata import StoreMetadata, has_rows_of, how_to_go_on
 from dla_cache.store.rows import RowTable
 
@@ -109,7 +109,10 @@ class ShardMaps:
                 return self._map(series, shard)
             if is_out_of_reach(error):
                 raise
-            raise self._damaged(series, shard, said_of(error), range(planned.start, planned.stop)) from error
+            rows: Sequence[int] = range(planned.start, planned.stop)
+            if isinstance(error, OtherSamplesError):
+                rows = [planned.start + row for row in dict.fromkeys(error.rows)]
+            raise self._damaged(series, shard, said_of(error), rows) from error
         finally:
             self.rows_watch.require_same()  # only now: see there
 

@@ -167,7 +167,7 @@ def test_the_whole_files_of_another_shard_are_not_read_for_its_own(store: Latent
         for path, content in zip(shard, others, strict=True):
             path.write_bytes(content)
     for row in (0, 5):
-        with pytest.raises(CorruptShardError, match=r"not the one that was committed: its first or last sample"):
+        with pytest.raises(CorruptShardError, match=r"damaged at `image-\d`, `image-\d`: its checksum is not the one that was committed"):
             open_store(store.path).read("depth", np.array([row]))
 
 
