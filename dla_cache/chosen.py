@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from dla_cache.errors import MissingLatentError, StoreError, name_some
 from dla_cache.joined import JoinedStore
-from dla_cache.manifest import Label
 from dla_cache.store import LatentStore
 from dla_cache.store.rows import StoredImage
 
@@ -66,10 +65,11 @@ def chosen_rows(
     return ChosenRows(rows)
 
 
-def label_array(labels: Sequence[Label | None], store: LatentStore | JoinedStore) -> NDArray[np.int64]:
+def label_array(store: LatentStore | JoinedStore, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Labels as numbers, [n], or [n, K] of a multi-label store; see `dla_cache.pairs.PairBatch.labels`."""
     if not store.rows.is_multi_label:
-        return np.array([-1 if label is None else label for label in labels], np.int64)
+        return store.rows.label_numbers(rows)
+    labels = store.rows.labels_of(rows)
     array = np.zeros((len(labels), len(store.class_names)), np.int64)
     for row, label in zip(array, labels, strict=True):
         if label is None:

@@ -252,7 +252,7 @@ class PairStream:
             images=images,
             latents={name: torch.from_numpy(self._store.read(name, rows)) for name in self.modalities},
             present={name: torch.from_numpy(self._store.present(name, rows)) for name in self.modalities},
-            labels=torch.from_numpy(label_array(self._store.rows.labels_of(rows), self._store)),
+            labels=torch.from_numpy(label_array(self._store, rows)),
             epoch=epoch,
             number=number,
         )

@@ -127,7 +127,7 @@ class RowTable:
         numbers, places = np.divmod(local, BLOCK_ROWS)
         return zip(map(part.block, numbers.tolist()), places.tolist(), strict=True)
 
-    @property
+    @cached_property
     def spans(self) -> list[tuple[int, int]]:
         """Where rows follow each other without a gap: start and stop of each stretch."""
         spans: list[tuple[int, int]] = []
@@ -176,6 +176,16 @@ class RowTable:
             places = list(run)
             found += places[0][0].images([place for _, place in places])
         return found
+
+    def label_numbers(self, rows: Rows) -> NDArray[np.int64]:
+        """The labels of some rows as numbers, [n], -1 where there is none; of tables of one label an image."""
+        if self._numbers_at_hand is not None:
+            return self._numbers_at_hand[rows]
+        return _numbers_of(self.labels_of(rows))
+
+    @cached_property
+    def _numbers_at_hand(self) -> NDArray[np.int64] | None:
+        return None if self._at_hand is None else _numbers_of(self._at_hand[1])
 
     def splits_of(self, rows: Rows) -> list[str]:
         """The splits of some rows, in their order."""
@@ -296,6 +306,10 @@ class RowTable:
             for row, content in zip(rows, contents, strict=True)
             if hashlib.sha256(content).hexdigest() != self[row].sha256
         ]
+
+
+def _numbers_of(labels: Sequence[Label | None]) -> NDArray[np.int64]:
+    return np.array([-1 if label is None else label for label in labels], np.int64)
 
 
 def _as_list(rows: Rows) -> Sequence[int]:

@@ -86,6 +86,9 @@ def test_what_is_asked_of_a_table_is_what_its_rows_say(table: RowTable, chosen: 
     assert [table.n_of(split) for split in sorted(splits)] == [
         sum(row.split == split for row in kept) for split in sorted(splits)
     ]
+    if not table.is_multi_label:
+        expected = [-1 if row.label is None else row.label for row in images]
+        assert table.label_numbers(np.array(numbers)).tolist() == expected
     assert table.labels_of(numbers) == [row.label for row in images]
     assert table.splits_of(numbers) == [row.split for row in images]
     assert table.known(np.arange(table.end)).nonzero()[0].tolist() == numbers
