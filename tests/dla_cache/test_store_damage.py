@@ -166,8 +166,9 @@ def test_the_whole_files_of_another_shard_are_not_read_for_its_own(store: Latent
     for shard, others in zip(files, reversed(contents), strict=True):
         for path, content in zip(shard, others, strict=True):
             path.write_bytes(content)
+    said = r"damaged at `image-\d`, `image-\d`: its checksum is not the one that was committed"
     for row in (0, 5):
-        with pytest.raises(CorruptShardError, match=r"damaged at `image-\d`, `image-\d`: its checksum is not the one that was committed"):
+        with pytest.raises(CorruptShardError, match=said):
             open_store(store.path).read("depth", np.array([row]))
 
 
