@@ -125,6 +125,7 @@ def proxy(running_proxy: FaultyProxy, read_once: None, monkeypatch: pytest.Monke
         "AWS_CONFIG_FILE": "/dev/null",
         "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
         "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_PROXY": "127.0.0.1",
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
