@@ -5,6 +5,7 @@ shard, under many names (hard links), because 10 M latents would be 350 GB. `pyt
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -103,8 +104,6 @@ def make_store(folder: Path, n_rows: int) -> LatentStore:
 
 def name_of(content: bytes) -> str:
     """Of a file of many records."""
-    import hashlib
-
     return f"consolidated-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
 
 

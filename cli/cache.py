@@ -232,8 +232,7 @@ def inspect(
     if picture is not None:
         if images is None and not store.has_images:
             raise typer.BadParameter("this store holds no images: name their folder", param_hint="--images")
-        kept = [row.image_id for row in store.rows if not row.removed]
-        first = kept[: 8 * PICTURE_STRIDE : PICTURE_STRIDE]
+        first = store.rows.kept_ids[: 8 * PICTURE_STRIDE : PICTURE_STRIDE]
         draw_cache_sheet(store, images, [image_id] if image_id is not None else first, picture)
         typer.echo(json.dumps({"picture": str(picture)}) if as_json else f"picture {picture}")
         return

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+RecomputeFolder = Annotated[
+    Path | None, typer.Option("--images", help="With --recompute: folder the images' paths start from.")
+]
+Tolerance = Annotated[
+    float,
+    typer.Option(
+        "--tolerance", min=0, help="With --recompute: difference allowed, in standard deviations of a channel."
+    ),
+]
 
 
 def adopt_command(
@@ -34,15 +43,8 @@ def adopt_command(
         int | None,
         typer.Option("--recompute", min=1, metavar="N", help="Show it: compute the latents of N random images again."),
     ] = None,
-    images: Annotated[
-        Path | None, typer.Option("--images", help="With --recompute: folder the images' paths start from.")
-    ] = None,
-    tolerance: Annotated[
-        float,
-        typer.Option(
-            "--tolerance", min=0, help="With --recompute: difference allowed, in standard deviations of a channel."
-        ),
-    ] = 0.0,
+    images: RecomputeFolder = None,
+    tolerance: Tolerance = 0.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="With --recompute: which images are drawn.")] = 0,
     device: Annotated[str, typer.Option("--device", help="With --recompute: where sources run.")] = "cpu",
     who: Annotated[str | None, typer.Option("--by", help="Who says so; your user name if not given.")] = None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.cache_adopt import as_line
+from cli.cache_adopt import AsJson, RecomputeFolder, Tolerance, as_line
 from cli.device import require_device
 from cli.render import ProgressReporter, as_size, counted, left_out, print_table
 from dla_cache.errors import CorruptShardError, StoreError, name_some
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 StorePlace = Annotated[
     str, typer.Argument(metavar="STORE", help="Folder of the store, or its URL, s3://bucket/prefix.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 SHOWN_IMAGES = 5
 SHOWN_SHARDS = 10
@@ -36,15 +35,8 @@ def verify_command(
         int | None,
         typer.Option("--recompute", min=1, metavar="N", help="Compute the latents of N random images again, too."),
     ] = None,
-    images: Annotated[
-        Path | None, typer.Option("--images", help="With --recompute: folder the images' paths start from.")
-    ] = None,
-    tolerance: Annotated[
-        float,
-        typer.Option(
-            "--tolerance", min=0, help="With --recompute: difference allowed, in standard deviations of a channel."
-        ),
-    ] = 0.0,
+    images: RecomputeFolder = None,
+    tolerance: Tolerance = 0.0,
     sample: Annotated[
         float | None,
         typer.Option(

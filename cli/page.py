@@ -202,7 +202,7 @@ def draw_picture(stores: Sequence[StoreFacts], images: Path | None) -> Picture:
     store = open_store(stores[0].place)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sheet.png"
-        there = [image.image_id for image in store.rows if not image.removed]
+        there = store.rows.kept_ids
         draw_cache_sheet(store, images, there[: SHEET_IMAGES * PICTURE_STRIDE : PICTURE_STRIDE], path)
         return read_picture(path)
 

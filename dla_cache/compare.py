@@ -51,7 +51,7 @@ def compare_stores(
     names = [name for name in before.modalities if name in after.modalities]
     for store in stores:
         store.require_complete(names)
-    row_of = [{image.image_id: image.row for image in store.rows if not image.removed} for store in stores]
+    row_of = [store.rows.row_by_id for store in stores]
     common = [image_id for image_id in row_of[0] if image_id in row_of[1]]
     rows = [np.array([of[image_id] for image_id in common], np.int64) for of in row_of]
     settings = list(changed_fields({"class_names": list(before.class_names)}, {"class_names": list(after.class_names)}))

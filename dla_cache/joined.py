@@ -56,13 +56,7 @@ class JoinedStore:
         self._recipes = _common_recipes(stores)
         images, removed = _common_images(stores)
         held = {
-            name: {
-                image.image_id
-                for store in stores
-                if name in store.modalities
-                for image in store.rows
-                if not image.removed
-            }
+            name: {image_id for store in stores if name in store.modalities for image_id in store.rows.row_by_id}
             for name in self._recipes
         }
         whole = [image for image in images if all(image.image_id in ids for ids in held.values())]
@@ -231,5 +225,4 @@ def _common_images(stores: Sequence[LatentStore]) -> tuple[list[StoredImage], in
 
 def _rows_in(store: LatentStore, rows: RowTable) -> NDArray[np.int64]:
     """The row that each image has in a store, [n]; `ABSENT` where it has none."""
-    own = {image.image_id: image.row for image in store.rows if not image.removed}
-    return np.array([own.get(image_id, ABSENT) for image_id in rows.image_ids], np.int64)
+    return np.array([store.rows.row_by_id.get(image_id, ABSENT) for image_id in rows.image_ids], np.int64)

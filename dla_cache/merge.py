@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dla_cache.build import LOOSE_RECORDS
 from dla_cache.card import write_card
 from dla_cache.durable import write_durably
-from dla_cache.errors import CorruptShardError, RecipeMismatchError, StoreError, WorkInterrupted, name_some
+from dla_cache.errors import CorruptShardError, RecipeMismatchError, StoreError, name_some
 from dla_cache.joined import ABSENT
 from dla_cache.merge_plan import MergePlan, rows_in_store
 from dla_cache.shards import Shard
@@ -19,6 +19,7 @@ from dla_cache.store import LatentStore, create_store
 from dla_cache.store.adopted import Adoption, content_of, read_adoptions
 from dla_cache.store.commits import CommitRecord
 from dla_cache.store.content import MODULUS, checked_latents, content_sum
+from dla_cache.store.exchange import one_by_one
 from dla_cache.store.layout import IMAGES
 from dla_cache.store.metadata import has_rows_of, read_metadata, sole_writer
 from dla_cache.store.parts import ADOPTED
@@ -78,16 +79,9 @@ def merge_stores(
     )
     merge = _Merge(plan.stores, written)
     todo = [(series, written.shards[shard]) for series in metadata.series for shard in written.missing(series)]
-    for done, (series, shard) in enumerate(todo, start=1):
+    for series, shard in one_by_one(todo, target, on_progress, should_stop):
         merge.write(series, shard)
         written.consolidate(series, at_least=LOOSE_RECORDS)
-        if on_progress is not None:
-            on_progress(done, len(todo))
-        if should_stop is not None and done < len(todo) and should_stop():
-            raise WorkInterrupted(
-                f"interrupted: {done} of {len(todo)} shards are written to `{target}`",
-                hint="run the same command again; it goes on from there",
-            )
     for store in plan.stores:
         if not has_rows_of(store.path, store.metadata, read_metadata(store.path).rows_sha256):
             raise StoreError(

@@ -132,10 +132,9 @@ def plan_merge(
 
 def rows_in_store(store: LatentStore, rows: RowTable) -> NDArray[np.int64]:
     """The row in a store of each row of a table, [rows.end]; `ABSENT` where it has none."""
-    own = {image.image_id: image.row for image in store.rows.kept()}
     found = np.full(rows.end, ABSENT, np.int64)
     for image in rows.kept():
-        found[image.row] = own.get(image.image_id, ABSENT)
+        found[image.row] = store.rows.row_by_id.get(image.image_id, ABSENT)
     return found
 
 

@@ -228,7 +228,7 @@ def _named(files: Sequence[str]) -> str:
 
 def _manifest_problems(store: LatentStore, manifest: Manifest) -> Iterator[Problem]:
     listed = {row.image_id: row for row in manifest.rows() if row.image_id not in store.rows.removed_ids}
-    stored = {image.image_id: image for image in store.rows if not image.removed}
+    stored = {image.image_id: image for image in store.rows.kept()}
     # A store may have been built from some splits of the manifest only.
     wanted = [image_id for image_id, row in listed.items() if row.split in store.rows.splits]
     differing = {

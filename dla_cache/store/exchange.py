@@ -1,6 +1,6 @@
 """From one store to another: the same rows in another layout, or in fewer bits."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -141,15 +141,8 @@ def convert_store(
     todo = [(series, source.shards[shard]) for series in source.series for shard in written.missing(series)]
     for name in plan.rounded:
         _check_rounded(source, written, name)
-    for done, (series, shard) in enumerate(todo, start=1):
+    for series, shard in one_by_one(todo, target, on_progress, should_stop):
         _copy_shard(source, written, series, shard)
-        if on_progress is not None:
-            on_progress(done, len(todo))
-        if should_stop is not None and done < len(todo) and should_stop():
-            raise WorkInterrupted(
-                f"interrupted: {done} of {len(todo)} shards are written to `{target}`",
-                hint="run the same command again; it goes on from there",
-            )
     for series in source.series:
         written.consolidate(series)
         if series not in plan.rounded:
@@ -163,6 +156,28 @@ def convert_store(
         source_content_hash=source.content_hash(),
         rounded=plan.rounded,
     )
+
+
+def one_by_one(
+    todo: Sequence[tuple[str, Shard]],
+    target: Path,
+    on_progress: Callable[[int, int], None] | None,
+    should_stop: Callable[[], bool] | None,
+) -> Iterator[tuple[str, Shard]]:
+    """The shards that are to be written to a store; after each its progress is told, and whether to go on is asked.
+
+    Raises:
+        WorkInterrupted: if `should_stop` said so between two of them.
+    """
+    for done, unit in enumerate(todo, start=1):
+        yield unit
+        if on_progress is not None:
+            on_progress(done, len(todo))
+        if should_stop is not None and done < len(todo) and should_stop():
+            raise WorkInterrupted(
+                f"interrupted: {done} of {len(todo)} shards are written to `{target}`",
+                hint="run the same command again; it goes on from there",
+            )
 
 
 def _copy_adoptions(source: LatentStore, target: LatentStore) -> None:

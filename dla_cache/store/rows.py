@@ -24,7 +24,7 @@ from dla_cache.store.row_blocks import (
 )
 from dla_cache.store.row_parts import RowPart, is_same_part, merged, parts_of, stretches_of
 
-__all__ = ["RowPart", "RowTable", "StoredImage"]
+__all__ = ["RowTable", "StoredImage"]
 
 ROWS_AT_HAND = 2**16
 
@@ -62,11 +62,11 @@ class RowTable:
         return table
 
     @classmethod
-    def from_manifest(cls, manifest: Manifest, *, first_row: int = 0) -> "RowTable":
+    def from_manifest(cls, manifest: Manifest) -> "RowTable":
         """Rows in the manifest's order."""
         n_rows, listed = len(manifest), manifest.table
         columns = {
-            "row": pa.array(np.arange(first_row, first_row + n_rows)),
+            "row": pa.array(np.arange(n_rows)),
             "sha256": hex_to_binary(listed["sha256"]),
             "removed": pa.array(np.zeros(n_rows, bool)),
         }
@@ -238,7 +238,8 @@ class RowTable:
         return sum(part.images_by_split.get(split, 0) for part in self.parts)
 
     @cached_property
-    def _row_of(self) -> dict[str, int]:
+    def row_by_id(self) -> dict[str, int]:
+        """The row of every image that was not removed, in row order."""
         gone = self.removed_rows
         rows = chain.from_iterable(range(part.start, part.stop) for part in self.parts)
         return {image_id: row for image_id, row in zip(self.image_ids, rows, strict=True) if row not in gone}
@@ -270,7 +271,7 @@ class RowTable:
             MissingLatentError: if the store does not know it.
         """
         try:
-            return self._row_of[image_id]
+            return self.row_by_id[image_id]
         except KeyError:
             if image_id in self.removed_ids:
                 raise MissingLatentError(
