@@ -18,7 +18,7 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Sequence[str]) -> dic
     Raises:
         SpecError: if an override has no `=`, its value is no YAML, or its path leads through a value.
     """
-    from dla_cache.spec import StrictLoader
+    from dla_cache.strict_yaml import StrictLoader
 
     result = copy.deepcopy(dict(mapping))
     for override in overrides:

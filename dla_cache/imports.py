@@ -25,6 +25,7 @@ from dla_cache.errors import (
 )
 from dla_cache.latent_files import SUFFIXES, LatentFiles, match_files, read_latent, shown
 from dla_cache.manifest import Manifest
+from dla_cache.modality import KINDS
 from dla_cache.repair import require_shards
 from dla_cache.shards import Shard
 from dla_cache.spec import LatentFormat, Modality, Recipe
@@ -92,8 +93,9 @@ def parse_modality(text: str) -> Modality:
     try:
         return Modality(text)
     except ValueError:
-        names = [*(modality.value for modality in Modality), *ALIASES]
-        raise SpecError(f"there is no modality `{text}`", hint=f"it is one of {name_some(names, len(names))}") from None
+        names = [*KINDS, *ALIASES]
+        hint = f"it is one of {name_some(names, len(names))}, maybe with a label, as `features-dinov2`"
+        raise SpecError(f"there is no modality `{text}`", hint=hint) from None
 
 
 def find_format(

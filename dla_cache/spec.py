@@ -9,15 +9,15 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from dla_cache.errors import SpecError
+from dla_cache.modality import Modality as Modality
+from dla_cache.strict_yaml import load_yaml as load_yaml
 
 WRITER_VERSION = 1
 """Part of every recipe: raised when the same recipe would store other numbers."""
@@ -26,16 +26,6 @@ UNKNOWN_FIELDS = "unknown_fields"
 """Type of the fault that a model finds in a mapping with fields it does not have."""
 
 M = TypeVar("M", bound=BaseModel)
-
-
-class Modality(StrEnum):
-    """The one vocabulary of modalities."""
-
-    DEPTH = "depth"
-    AUDIO = "audio"
-    SHAPE = "shape"
-    MOTION = "motion"
-    NORMALS = "normals"
 
 
 class StrictModel(BaseModel):
@@ -63,6 +53,8 @@ class RecordModel(BaseModel):
 
 LARGEST_SHARD = 1_000_000
 """Images."""
+
+LARGEST_DRAWS = 1024
 
 LARGEST_LATENT = 2**28
 """Numbers in one latent: far above what any generator makes, and what a forged store may not ask memory for."""
@@ -101,13 +93,20 @@ class Quantisation(StrictModel):
         return self
 
 
+AXES_OF_V1 = frozenset({"channel", "height", "width", "token", "codebook", "step", "frequency", "time"})
+"""What readers of format v1 know without being told that a store requires more of them."""
+
+Axis = Literal["channel", "height", "width", "token", "codebook", "step", "frequency", "time", "draw", "frame", "layer"]
+"""What one axis of a latent counts."""
+
+
 class LatentFormat(StrictModel):
     """How one sample of a modality looks in the store."""
 
     kind: Literal["continuous", "codes"]
     shape: tuple[Annotated[int, Field(gt=0)], ...]
     """Shape of one sample, without the batch axis."""
-    axes: tuple[Literal["channel", "height", "width", "token", "codebook", "step", "frequency", "time"], ...]
+    axes: tuple[Axis, ...]
     """The meaning of each axis of `shape`: a flip of the image turns `height` and `width`."""
     dtype: Literal["float16", "float32", "bfloat16", "int8", "uint8", "int16", "int32"]
     """What lies on disk; codes are uint8, int16 or int32. A reader gets `read_dtype`."""
@@ -135,7 +134,29 @@ class LatentFormat(StrictModel):
             raise ValueError("`quantisation` belongs to int8 and only to int8")
         if self.quantisation is not None and len(self.quantisation.scale) != self.shape[self.channel_axis]:
             raise ValueError(f"`quantisation` is of {len(self.quantisation.scale)} channels, `shape` of another number")
+        if "draw" in self.axes[1:]:
+            raise ValueError("`draw` is the first axis or none")
         return self
+
+    @property
+    def n_draws(self) -> int:
+        """How many latents of an image lie in one sample."""
+        return self.shape[0] if self.axes[:1] == ("draw",) else 1
+
+    @property
+    def of_one_draw(self) -> Self:
+        """The format of one latent of an image, where a sample holds several."""
+        if self.axes[:1] != ("draw",):
+            return self
+        return self.model_copy(update={"shape": self.shape[1:], "axes": self.axes[1:]})
+
+    def with_draws(self, draws: int) -> Self:
+        """The format of a sample that holds so many latents of an image: one stays as it is."""
+        if draws == 1:
+            return self
+        return type(self).model_validate(
+            self.model_dump() | {"shape": (draws, *self.shape), "axes": ("draw", *self.axes)}
+        )
 
     @property
     def channel_axis(self) -> int:
@@ -162,7 +183,9 @@ class LatentSpec(StrictModel):
     parameters: dict[str, str | int | float | bool] = {}
     """The source's own settings; it refuses those it does not know."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Recipe seed; a sample's seed derives from it, the modality and the image ID."""
+    """Recipe seed; a sample's seed derives from it, the modality, the image ID and the draw."""
+    draws: Annotated[int, Field(ge=1, le=LARGEST_DRAWS)] = 1
+    """Latents of an image, each of another seed: more than one make a first axis `draw` of a sample."""
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """Stored dtype of continuous latents; codes take the smallest integer that holds them. int8 needs the range of all
     latents, so `dla cache convert` makes it of a store that is there."""
@@ -284,74 +307,6 @@ def read_yaml(path: Path, model: type[M]) -> M:
         SpecError: if the file is missing, is no YAML mapping, or does not fit the model.
     """
     return parse_spec(load_yaml(path), model, where=str(path))
-
-
-class StrictLoader(yaml.SafeLoader):
-    """Safe YAML without second thoughts: a key stands once in a mapping, nothing holds itself, and every fault is a
-    `yaml.YAMLError`."""
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self.unfinished: set[str] = set()
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """A node; an alias of one that is not whole yet would make a value that holds itself."""
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        if isinstance(event, yaml.AliasEvent) and event.anchor in self.unfinished:
-            problem = f"what `&{event.anchor}` names holds itself"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)  # type: ignore[arg-type]
-        anchor = getattr(event, "anchor", None)
-        if anchor is None:
-            return super().compose_node(parent, index)
-        self.unfinished.add(anchor)
-        node = super().compose_node(parent, index)
-        self.unfinished.discard(anchor)
-        return node
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """The mapping as it is written: what `<<` merges into it may be said again."""
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if (key.tag, str(key.value)) in seen:
-                raise yaml.MarkedYAMLError(problem=f"it says `{key.value}` twice", problem_mark=key.start_mark)
-            seen.add((key.tag, str(key.value)))
-        return node
-
-    def construct_object(self, node: Any, deep: bool = False) -> Any:
-        """The value of a node, as a date of which Python may say that there is no month 13."""
-        try:
-            return super().construct_object(node, deep=deep)
-        except (ValueError, LookupError, ArithmeticError, AttributeError, TypeError) as error:
-            fault = f"`{node.value}` cannot be read as `{node.tag.rpartition(':')[2]}`"
-            raise yaml.MarkedYAMLError(problem=fault, problem_mark=node.start_mark) from error
-
-
-def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, unchecked.
-
-    Raises:
-        SpecError: if the file is missing, holds no mapping, or says a key twice.
-    """
-    try:
-        value = StrictLoader(path.read_text(encoding="utf-8")).get_single_data()
-    except OSError as error:
-        raise SpecError(f"`{path}` cannot be read: {error.strerror}", hint="check the path") from error
-    except RecursionError as error:
-        raise SpecError(f"`{path}` is nested too deeply", hint="check for brackets that are never closed") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise SpecError(
-            f"`{path}` is no YAML: {_yaml_fault(error)}", hint="check quotes, brackets and indentation there"
-        ) from error
-    if not isinstance(value, dict):
-        raise SpecError(f"`{path}` holds no mapping of keys to values", hint="see manifests/README.md for the fields")
-    return value
-
-
-def _yaml_fault(error: Exception) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"{error.problem}, line {error.problem_mark.line + 1}"
-    return " ".join(str(error).split())
 
 
 def parse_spec(value: dict[str, Any], model: type[M], *, where: str) -> M:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from dla_cache.modality import KINDS
 from dla_cache.sources.fit import FitSpec
-from dla_cache.spec import CacheSpec, LatentSpec, Modality, load_yaml, read_yaml
+from dla_cache.spec import CacheSpec, LatentSpec, load_yaml, read_yaml
 from trainer.config import RunConfig, resolve_run
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"
@@ -41,4 +42,4 @@ def test_every_field_of_a_spec_is_explained(model: type[BaseModel]) -> None:
 
 def test_every_modality_is_named() -> None:
     text = (MANIFESTS / "README.md").read_text(encoding="utf-8")
-    assert [modality.value for modality in Modality if f"`{modality.value}`" not in text] == []
+    assert [kind for kind in KINDS if f"`{kind}`" not in text] == []

@@ -1,92 +1,91 @@
 """What fills one modality of the cache: a generator stopped before its decoder, or an encoder."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dla_cache.errors import DlaError, MissingDependencyError, SourceError
-from dla_cache.spec import LatentSpec, Modality, Recipe
+from dla_cache.sources.catalog import SOURCES as SOURCES
+from dla_cache.sources.catalog.entry import SourceEntry as SourceEntry
+from dla_cache.spec import LatentSpec, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Latents, and what is to be told of how they came about."""
+
+    latents: NDArray[np.generic]
+    """Raw, [B, *shape]. Rows of images that are rejected may hold anything."""
+    captions: Sequence[str] = ()
+    """[B], the text that each latent was made from; empty if no text of the image was used."""
+    rejected: Mapping[int, str] = field(default_factory=dict)
+    """Place in the batch → why this image has no latent, as one that a safety checker blanked."""
 
 
 class LatentSource(Protocol):
-    """One modality's source, loaded and ready."""
+    """One modality's source, loaded and ready.
+
+    What may be there as well: `made_with`, a mapping of plain values that lie outside the recipe, such as versions and
+    where weights came from, for the commit records; and `tolerance`, the largest absolute difference in a latent that
+    other images in its batch, or their number, may make. Without it there is none, to the bit.
+    """
 
     recipe: Recipe
+    """Of one draw, as `open_source` finds it; with several draws of the sample that holds them."""
 
-    def encode(self, pixels: NDArray[np.uint8], seeds: Sequence[int]) -> NDArray[np.generic]:
-        """Raw latents [B, *shape] of pixels uint8 [B, 3, S, S], one seed a sample, S the recipe's view size.
+    def encode(self, pixels: NDArray[np.uint8], seeds: Sequence[int]) -> NDArray[np.generic] | Encoded:
+        """Raw latents [B, *shape], one draw, of pixels uint8 [B, 3, S, S], a seed a sample, S the recipe's view size.
 
-        Any B > 0. On one device, a sample's bytes are a function of its pixels and its seed: they depend
-        neither on B nor on the other samples, so a source whose kernels see the difference fills up its own batches.
+        Any B > 0. On one device, a sample's numbers are a function of its pixels and its seed: they depend
+        neither on B nor on the other samples, but for `tolerance`.
+
+        Raises:
+            torch.OutOfMemoryError: as it comes; the build asks again for fewer.
         """
 
     def close(self) -> None:
         """Frees the device."""
 
 
-@dataclass(frozen=True, slots=True)
-class SourceEntry:
-    """A source that can be named in a cache spec."""
-
-    modality: Modality
-    location: str
-    """`module:class`, imported when the source is opened; the class takes (spec, device)."""
-    summary: str
-    licence: str = ""
-    """What its weights may be used for."""
-    note: str = ""
-    """What whoever reads a figure must know of how the source was made; shown beside every figure."""
-
-
-EMBEDDED_LICENCE = "Apache-2.0; fitted on renderings of MNIST digits (CC BY-SA 3.0) over photo textures (CC BY 2.0)"
-FRIENDLY_CASE = "fitted on images of the very renderer that made relief-digits: a friendly case"
-SAW_LABELS = "paired with sounds by class, so it has seen the labels of 2,500 other digits"
-CHEAP_MAP = "ridge regression from random image features to the same latents: the cheap map to beat"
-
-SOURCES = {
-    "embedded-depth": SourceEntry(
-        Modality.DEPTH,
-        "dla_cache.sources.embedded:EmbeddedDepth",
-        "image-conditioned rectified flow in the latent space of a depth autoencoder, stopped before the decoder",
-        EMBEDDED_LICENCE,
-        FRIENDLY_CASE,
-    ),
-    "embedded-depth-ridge": SourceEntry(
-        Modality.DEPTH, "dla_cache.sources.embedded:EmbeddedDepthRidge", CHEAP_MAP, EMBEDDED_LICENCE, FRIENDLY_CASE
-    ),
-    "embedded-audio": SourceEntry(
-        Modality.AUDIO,
-        "dla_cache.sources.embedded:EmbeddedAudio",
-        "the same in the latent space of spoken digits: what a digit in an image is called, stopped before the decoder",
-        EMBEDDED_LICENCE,
-        f"{FRIENDLY_CASE}, and {SAW_LABELS}",
-    ),
-    "embedded-audio-ridge": SourceEntry(
-        Modality.AUDIO,
-        "dla_cache.sources.embedded:EmbeddedAudioRidge",
-        CHEAP_MAP,
-        EMBEDDED_LICENCE,
-        f"{FRIENDLY_CASE}, and {SAW_LABELS}",
-    ),
-}
+ENTRY_POINTS = "dla.sources"
+"""Group in which an installed package names its own sources: `name = "module:Class"`."""
 
 
 def open_source(spec: LatentSpec, device: str) -> LatentSource:
-    """The source that `spec` names, with its weights loaded on `device`.
+    """The source that `spec` names, with its weights loaded on `device`, and a recipe of as many draws.
 
     Raises:
         SourceError: if there is no such source, its weights are not there, or the device cannot be used.
         SpecError: if it does not know one of the parameters.
         MissingDependencyError: if the generator's library is not installed.
     """
+    source = _open_one_draw(spec, device)
+    return source if spec.draws == 1 else SeveralDraws(source, spec.draws)
+
+
+class SeveralDraws:
+    """A source whose recipe is that of samples with several draws. Its `encode` is still asked for one at a time."""
+
+    def __init__(self, source: LatentSource, draws: int) -> None:
+        self.encode, self.close = source.encode, source.close
+        self.made_with: Mapping[str, str | int | float | bool] = getattr(source, "made_with", {})
+        self.tolerance: float = getattr(source, "tolerance", 0.0)
+        self.recipe = source.recipe.model_copy(update={"format": source.recipe.format.with_draws(draws)})
+
+
+def _open_one_draw(spec: LatentSpec, device: str) -> LatentSource:
     if ":" in spec.source:
-        return open_own_source(spec, device)
+        return open_own_source(spec, spec.source, device)
     entry = SOURCES.get(spec.source)
     if entry is None:
+        named = entry_points(group=ENTRY_POINTS, name=spec.source)
+        if named:
+            return open_own_source(spec, next(iter(named)).value, device)
         raise SourceError(
             f"there is no source `{spec.source}`",
             hint=f"known sources: {', '.join(f'`{name}`' for name in SOURCES)}; one of your own is `module:Class`",
@@ -101,13 +100,13 @@ def open_source(spec: LatentSpec, device: str) -> LatentSource:
     return factory(spec, device)
 
 
-def open_own_source(spec: LatentSpec, device: str) -> LatentSource:
-    """A user's own class, named `module:Class`; it takes (spec, device) and is what `LatentSource` says.
+def open_own_source(spec: LatentSpec, location: str, device: str) -> LatentSource:
+    """A class that is not of dla, at `module:Class`; it takes (spec, device) and is what `LatentSource` says.
 
     Raises:
         SourceError: if module or class is not there, or its recipe is not of this spec.
     """
-    module, name = spec.source.split(":", 1)
+    module, name = location.split(":", 1)
     try:
         factory: Callable[[LatentSpec, str], LatentSource] = getattr(import_module(module), name)
     except ModuleNotFoundError as error:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from dla_cache.durable import read_file
 from dla_cache.errors import StoreError
@@ -55,6 +55,16 @@ class CommitRecord(Commitment):
     """Of the stored numbers, per split that has images in the shard; empty for `images`."""
     error: StoredError | None = None
     """What was lost when the latents were stored; None if nothing was, and for `images`."""
+    made_with: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Versions, device, attention backend, batch size, and where weights came from: what lies outside the recipe."""
+    audit: dict[str, int] = Field(default_factory=dict)
+    """Counts of texts that latents were made from: `captions`, and by name those that named a class."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_told(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # So that what had nothing to tell has the bytes that it had before these fields were there.
+        fields: dict[str, Any] = dump(self)
+        return {name: value for name, value in fields.items() if value or name not in ("made_with", "audit")}
 
 
 Records = Mapping[int, CommitRecord]

@@ -149,7 +149,7 @@ def check_is_new(path: Path, layout: Layout) -> None:
     Raises:
         StoreError: if it holds anything else.
     """
-    others = [entry.name for entry in path.iterdir() if entry.name not in layout.parts and entry.suffix != ".tmp"]
+    others = [entry.name for entry in path.iterdir() if not layout.is_part(entry.name) and entry.suffix != ".tmp"]
     if others:
         raise StoreError(f"`{path}` holds other things, such as `{others[0]}`", hint=NEW_FOLDER)
     # A shard is committed only in a whole store, and new metadata could not tell whether it is that of these records.

@@ -187,6 +187,8 @@ class LatentStore:
         seconds: float,
         device: str,
         error: StoredError | None = None,
+        made_with: Mapping[str, str | int | float | bool] | None = None,
+        audit: Mapping[str, int] | None = None,
     ) -> bool:
         """Writes and commits the raw latents [n, *shape] of one shard; whether it was this call that committed it.
 
@@ -198,6 +200,7 @@ class LatentStore:
 
         Args:
             error: what was lost before. It stands in the record unless something is lost here, which is measured.
+            made_with, audit: see `CommitRecord`.
 
         Raises:
             LatentShapeError, NonFiniteLatentError: if the latents are not what the recipe declares.
@@ -206,7 +209,13 @@ class LatentStore:
         """
         latent = self.recipe(modality).format
         stored = checked_latents(latents, latent, self.rows.kept_ids_of(shard))
-        told = {"seconds": seconds, "device": device, "error": measure_error(latents, stored, latent) or error}
+        told = {
+            "seconds": seconds,
+            "device": device,
+            "error": measure_error(latents, stored, latent) or error,
+            "made_with": dict(made_with or {}),
+            "audit": dict(audit or {}),
+        }
         return self._commit(modality, shard, to_payloads(stored), **told)
 
     def write_images(self, shard: Shard, contents: Sequence[bytes], *, seconds: float) -> bool:
@@ -256,11 +265,11 @@ class LatentStore:
         Whoever calls this is the `sole_writer` of the store.
 
         Args:
-            before: the shard's record as it was; series, seconds, device and error stay.
+            before: the shard's record as it was; series, seconds, device, error and what made it stay.
         """
         series, log = before.modality, self._logs[before.modality]
         log.withdraw({index: record for index, record in log.read().items() if index == shard.index})
-        told = {"seconds": before.seconds, "device": before.device, "error": before.error}
+        told = {name: getattr(before, name) for name in ("seconds", "device", "error", "made_with", "audit")}
         log.commit_once(shard.index, lambda: self._write(series, shard, payloads, **told))
 
     def encode_shard(self, series: str, shard: Shard, payloads: Sequence[Payload]) -> tuple[bytes, ...]:

@@ -85,9 +85,8 @@ class Layout(Protocol):
     def main_file(self) -> str:
         """The file that is written last: a folder that has it is a store of this layout."""
 
-    @property
-    def parts(self) -> frozenset[str]:
-        """All that may lie in a store's folder."""
+    def is_part(self, name: str) -> bool:
+        """Whether a thing of that name may lie in a store's folder."""
 
     def latents(self, recipe: Recipe, shard_size: int) -> SeriesLayout: ...
     def images(self) -> SeriesLayout: ...

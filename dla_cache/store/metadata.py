@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from dla_cache.durable import locked_folder, make_folder, writing_to
 from dla_cache.errors import StoreError, name_some
-from dla_cache.spec import LARGEST_SHARD, ORIGINAL_IMAGES, ImageEncoding, ImageRecipe, Modality, Recipe
+from dla_cache.modality import KINDS_OF_V1, is_modality
+from dla_cache.spec import AXES_OF_V1, LARGEST_SHARD, ORIGINAL_IMAGES, ImageEncoding, ImageRecipe, Recipe
 from dla_cache.store.layout import (
     FORMAT,
     IMAGES,
@@ -35,6 +36,9 @@ from dla_cache.store.zarr_layout import ZarrLayout
 
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (ZarrLayout(), WebDatasetLayout())}
 
+
+MORE_MODALITIES, MORE_AXES = "modalities", "axes"
+"""What a store requires of its readers if it has others than the first ones of v1."""
 
 NEW_FOLDER = "name a new or empty folder"
 
@@ -57,7 +61,21 @@ class StoreMetadata:
     @property
     def settings(self) -> dict[str, Any]:
         """What every layout says in plain words, and is the same for the life of a store."""
-        return {"format": FORMAT, "requires": [], "shard_size": self.shard_size, "class_names": list(self.class_names)}
+        return {
+            "format": FORMAT,
+            "requires": self.requires,
+            "shard_size": self.shard_size,
+            "class_names": list(self.class_names),
+        }
+
+    @property
+    def requires(self) -> list[str]:
+        """Names of what a reader must know beyond the first readers of the format, so that these refuse the store."""
+        needed = {
+            MORE_MODALITIES: any(recipe.modality not in KINDS_OF_V1 for recipe in self.recipes.values()),
+            MORE_AXES: any(set(recipe.format.axes) - AXES_OF_V1 for recipe in self.recipes.values()),
+        }
+        return sorted(name for name, is_needed in needed.items() if is_needed)
 
     @property
     def series(self) -> dict[str, SeriesLayout]:
@@ -116,16 +134,18 @@ def read_metadata(path: Path) -> StoreMetadata:
                 f"`{path}` has format `{attributes['format']}`, this dla reads `{FORMAT}`",
                 hint="upgrade dla if it is newer; if it is older, build it again in a new folder",
             )
-        if attributes["requires"] != []:
-            needed = name_some(attributes["requires"])
-            raise StoreError(f"`{path}` requires {needed} of its readers", hint="upgrade dla")
+        if not isinstance(attributes["requires"], list):
+            raise ValueError("`requires` is no list")
+        unknown = sorted(set(attributes["requires"]) - {MORE_MODALITIES, MORE_AXES})
+        if unknown:
+            raise StoreError(f"`{path}` requires {name_some(unknown)} of its readers", hint="upgrade dla")
         if sealed({name: value for name, value in attributes.items() if name != "sha256"}) != attributes:
             raise not_as_written(path, f"class map or another setting in `{layout.main_file}`")
         rows_sha256 = str(attributes["rows_sha256"])
         shard_size = attributes["shard_size"]
         if type(shard_size) is not int or not 0 < shard_size <= LARGEST_SHARD:
             raise ValueError(f"`shard_size` is `{shard_size}`, where 1 to {LARGEST_SHARD:,} is possible")
-        unknown = sorted(set(attributes["recipes"]) - set(Modality))  # they become parts of paths
+        unknown = sorted(name for name in attributes["recipes"] if not is_modality(name))  # they become parts of paths
         if unknown:
             named = name_some(unknown)
             raise StoreError(f"`{path}` has modalities that this dla does not know: {named}", hint="upgrade dla")

@@ -13,7 +13,8 @@ import numpy as np
 from fastcrc.crc32 import iscsi as crc32c
 from numpy.typing import NDArray
 
-from dla_cache.spec import LatentFormat, Modality, Recipe
+from dla_cache.modality import is_modality
+from dla_cache.spec import LatentFormat, Recipe
 from dla_cache.store.index import ENTRY, ONE_ENTRY, IndexedShard, checksum_at, encode_index, parse_index
 from dla_cache.store.layout import IMAGES, gather_latents, payload_bytes, read_json, sealed, stored_dtype
 from dla_cache.store.tar_bytes import BLOCK_BYTES, encode_tar, image_suffix
@@ -89,7 +90,9 @@ class WebDatasetLayout:
 
     name = "webdataset"
     main_file = "dla.json"
-    parts = frozenset({"dla.json", "rows", "commits", "claims", IMAGES, *(modality.value for modality in Modality)})
+
+    def is_part(self, name: str) -> bool:
+        return name in ("dla.json", "rows", "commits", "claims", IMAGES) or is_modality(name)
 
     def latents(self, recipe: Recipe, shard_size: int) -> LatentTars:
         return LatentTars(recipe.modality.value, npy_header(recipe.format), payload_bytes(recipe.format))

@@ -121,7 +121,9 @@ class ZarrLayout:
 
     name = "zarr"
     main_file = "zarr.json"
-    parts = frozenset({"zarr.json", "rows", "latents", "images", "commits", "claims"})
+
+    def is_part(self, name: str) -> bool:
+        return name in ("zarr.json", "rows", "latents", "images", "commits", "claims")
 
     def latents(self, recipe: Recipe, shard_size: int) -> ZarrShards:
         latent = recipe.format

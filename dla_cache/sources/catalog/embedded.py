@@ -1,0 +1,43 @@
+"""The sources that are shipped with their weights."""
+
+from dla_cache.modality import Modality
+from dla_cache.sources.catalog.entry import SourceEntry
+
+LICENCE = "Apache-2.0; fitted on renderings of MNIST digits (CC BY-SA 3.0) over photo textures (CC BY 2.0)"
+FRIENDLY_CASE = "fitted on images of the very renderer that made relief-digits: a friendly case"
+SAW_LABELS = "paired with sounds by class, so it has seen the labels of 2,500 other digits"
+CHEAP_MAP = "ridge regression from random image features to the same latents: the cheap map to beat"
+
+
+def embedded(modality: Modality, name: str, summary: str, note: str, *, ignores_seed: bool = False) -> SourceEntry:
+    """A source of `dla_cache.sources.embedded`."""
+    return SourceEntry(
+        modality,
+        f"dla_cache.sources.embedded:{name}",
+        summary,
+        LICENCE,
+        note,
+        ignores_seed=ignores_seed,
+        size="8 x 4 x 4 float16",
+        bytes_per_image=256,
+    )
+
+
+ENTRIES = {
+    "embedded-depth": embedded(
+        Modality.DEPTH,
+        "EmbeddedDepth",
+        "image-conditioned rectified flow in the latent space of a depth autoencoder, stopped before the decoder",
+        FRIENDLY_CASE,
+    ),
+    "embedded-depth-ridge": embedded(Modality.DEPTH, "EmbeddedDepthRidge", CHEAP_MAP, FRIENDLY_CASE, ignores_seed=True),
+    "embedded-audio": embedded(
+        Modality.AUDIO,
+        "EmbeddedAudio",
+        "the same in the latent space of spoken digits: what a digit in an image is called, stopped before the decoder",
+        f"{FRIENDLY_CASE}, and {SAW_LABELS}",
+    ),
+    "embedded-audio-ridge": embedded(
+        Modality.AUDIO, "EmbeddedAudioRidge", CHEAP_MAP, f"{FRIENDLY_CASE}, and {SAW_LABELS}", ignores_seed=True
+    ),
+}
