@@ -1,5 +1,6 @@
 """Several stores written as one, joined by image ID; or one store written anew, without gaps and removed rows."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +123,26 @@ def error_of(parts: Sequence[Part]) -> StoredError | None:
     return merge_errors([(n, error and error.model_copy(update={"count": n})) for n, error in errors])
 
 
+def made_with_of(parts: Sequence[Part]) -> dict[str, str | int | float | bool]:
+    """What all parts of a shard were made with; where they differ, each value once."""
+    told: dict[str, list[str | int | float | bool]] = {}
+    for part in parts:
+        for name, value in part.record.made_with.items():
+            if value not in told.setdefault(name, []):
+                told[name].append(value)
+    return {name: values[0] if len(values) == 1 else ", ".join(map(str, values)) for name, values in told.items()}
+
+
+def audit_of(parts: Sequence[Part], n_images: int) -> dict[str, int]:
+    """The counts of all parts together, if they were taken whole: of a part of a shard nobody knows them."""
+    if sum(part.n_kept for part in parts) != n_images:
+        return {}
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts.update(part.record.audit)
+    return dict(counts)
+
+
 class _Merge:
     """Where each image of a new store comes from: the first store that has it."""
 
@@ -144,7 +165,14 @@ class _Merge:
         latents = np.stack(payloads) if payloads else np.empty((0, *latent.shape), latent.read_dtype)
         devices = sorted({part.record.device for part in parts})
         self.target.write_shard(
-            series, shard, latents, seconds=seconds, device=", ".join(devices), error=error_of(parts)
+            series,
+            shard,
+            latents,
+            seconds=seconds,
+            device=", ".join(devices),
+            error=error_of(parts),
+            made_with=made_with_of(parts),
+            audit=audit_of(parts, len(rows)),
         )
 
     def holders(self, series: str) -> Iterator[tuple[LatentStore, NDArray[np.int64]]]:

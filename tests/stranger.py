@@ -21,7 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-]+")
-MODALITIES = {"depth", "audio", "shape", "motion", "normals"}
+MODALITIES = re.compile("depth|audio|shape|motion|normals")
+MORE_MODALITIES = re.compile(
+    "(depth|audio|shape|motion|normals|intrinsics|video|variation|features|caption)(-[a-z0-9]+)*"
+)
+AXES = {"channel", "height", "width", "token", "codebook", "step", "frequency", "time"}
+MORE_AXES = {"draw", "frame", "layer"}
 PART_NAME = re.compile(r"rows/(\d{12,})-([0-9a-f]{16})\.arrow")
 INDEX_ENTRY = np.dtype([("offset", "<u8"), ("size", "<u8"), ("crc32c", "<u4")])
 ON_DISK = {"float16": "<f2", "float32": "<f4", "bfloat16": "<u2", "int8": "i1", "uint8": "u1"} | {
@@ -329,12 +334,16 @@ def _open_store(folder: Path) -> Store:
         read_json(folder / "zarr.json").get("attributes", {}).get("dla") if is_zarr else read_json(folder / "dla.json")
     )
     refuse_unless(isinstance(main, dict), f"{folder} is no store of dla")
-    refuse_unless(main.get("format") == "v1" and main.get("requires") == [], f"{folder} needs a newer reader")
+    requires = main.get("requires")
+    known = isinstance(requires, list) and set(requires) <= {"modalities", "axes"}
+    refuse_unless(main.get("format") == "v1" and known, f"{folder} needs a newer reader")
     others = {name: value for name, value in main.items() if name != "sha256"}
     refuse_unless(main.get("sha256") == sha256(canonical_json(others)), f"the main file of {folder} is damaged")
     refuse_unless(main.get("layout") == (None if is_zarr else "webdataset"), f"{folder} is of another layout")
     refuse_unless(1 <= main["shard_size"] <= 1_000_000, f"{folder}: shard size")
-    refuse_unless(set(main["recipes"]) <= MODALITIES, f"{folder}: modalities that no reader of v1 knows")
+    names = MORE_MODALITIES if "modalities" in requires else MODALITIES
+    known = all(names.fullmatch(name) and len(name) <= 48 for name in main["recipes"])
+    refuse_unless(known, f"{folder}: modalities that it does not say it requires")
     file = read_bytes(folder / "rows" / f"index-{main['rows_sha256'][:16]}.parquet")
     refuse_unless(sha256(file) == main["rows_sha256"], f"the index of rows of {folder} is damaged")
     index = pyarrow.parquet.read_table(io.BytesIO(file))

@@ -36,6 +36,8 @@ CONTENT = {
     "zarr-several": "bd36a1c09cca21e6c403de40dc25c689b9262fa31e1676be5046f9b50d3c353c",
     "webdataset-several": "9176c2e47763bd964510c8eaa1f8aa518f947012b3ccaf24cebff43cd91520e9",
     "zarr-blocks": "760e0dde4644e617b7e06f5735ff2f9d76dae516b8179aff6564eda1bb7a97c2",
+    "zarr-more": "bc1c0f28a2658015b80ad874bef75acd6bf1e000d820091d6dd86427d3287193",
+    "webdataset-more": "bc1c0f28a2658015b80ad874bef75acd6bf1e000d820091d6dd86427d3287193",
     "zarr-half": None,
     "webdataset-half": None,
 }
@@ -46,6 +48,9 @@ HALF_CONTENT = "96482f1e40e7c1d6706747e8f901f7b82dc3d753022b85fb911d08fc31eef25a
 
 NEWER = {"zarr-v2": "v2", "webdataset-v2": "v2", "zarr-requires": "zstd", "webdataset-requires": "zstd"}
 HALVES = ("zarr-half", "webdataset-half")
+MORE = ("zarr-more", "webdataset-more")
+ATTEMPT = ("seconds", "statistics", "error", "made_with")
+"""What a record tells of the attempt, or of sums whose order is NumPy's."""
 WITH_IMAGES = {"zarr": "original", "webdataset": "original", "zarr-several": "jpeg", "webdataset-several": "raw"}
 
 
@@ -229,7 +234,7 @@ def told_by(folder: Path) -> Any:
     main = {name: value for name, value in store.main.items() if name not in ("sha256", "rows_sha256", "images")}
     images = {name: value for name, value in store.main.get("images", {}).items() if name != "made_by"}
     records = [
-        {name: value for name, value in record.items() if name not in ("seconds", "statistics", "error")}
+        {name: value for name, value in record.items() if name not in ATTEMPT}
         for series in store.recipes
         for _, record in sorted(store.records(series).items())
     ]
@@ -261,6 +266,21 @@ def same_arrow(golden: Path) -> bool:
 
 
 # Refusing.
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_a_store_says_what_it_requires_beyond_the_first_readers_of_the_format(name: str) -> None:
+    store = open_store(GOLDEN / name)
+    assert store.metadata.requires == stranger.open_store(GOLDEN / name).main["requires"] == ["axes", "modalities"]
+    assert [store.recipe(modality).format.n_draws for modality in store.modalities] == [2]
+    assert store.recipe("features-twice").modality.kind == "features"
+    assert [record.audit for _, record in sorted(store.committed("features-twice").items())] == [
+        {"captions": 3},
+        {"captions": 2},
+    ]
+    assert store.committed("features-twice")[0].made_with == {"torch": "2", "batch_size": 3}
+    for other in CONTENT.keys() - {*MORE}:
+        assert open_store(GOLDEN / other).metadata.requires == []
 
 
 @pytest.mark.parametrize(("name", "what"), NEWER.items())

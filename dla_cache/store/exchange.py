@@ -232,7 +232,16 @@ def _copy_shard(source: LatentStore, target: LatentStore, series: str, shard: Sh
         target.write_images(shard, source.read_images(rows), seconds=record.seconds)
     else:
         latents = source.read(series, rows)
-        target.write_shard(series, shard, latents, seconds=record.seconds, device=record.device, error=record.error)
+        target.write_shard(
+            series,
+            shard,
+            latents,
+            seconds=record.seconds,
+            device=record.device,
+            error=record.error,
+            made_with=record.made_with,
+            audit=record.audit,
+        )
 
 
 def _checked_record(source: LatentStore, series: str, shard: Shard) -> CommitRecord:

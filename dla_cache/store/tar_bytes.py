@@ -46,7 +46,7 @@ def encode_tar(names: Sequence[str], contents: Sequence[bytes]) -> tuple[bytes, 
     Raises:
         StoreError: if a name is more than `<image ID>.<suffix>`.
     """
-    unsafe = [name for name in names if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[a-z0-9]+)+", name)]
+    unsafe = [name for name in names if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[a-z0-9-]+)+", name)]
     if unsafe:
         raise StoreError(
             f"names that a tar of ours cannot hold: {name_some(unsafe)}",

@@ -11,7 +11,11 @@ SIDE = 4
 CLASS_NAMES = ("Käfer", "owl", "鳥 🦉")
 """Also what canonical JSON must escape."""
 
-CONTINUOUS = {"depth": ((2, 2, 2), ("channel", "height", "width")), "shape": ((3, 2), ("token", "channel"))}
+CONTINUOUS = {
+    "depth": ((2, 2, 2), ("channel", "height", "width")),
+    "shape": ((3, 2), ("token", "channel")),
+    "features-twice": ((2, 3, 2), ("draw", "token", "channel")),
+}
 CODES = {
     "audio": ((2, 3), ("codebook", "step"), 97),
     "normals": ((1, 2), ("codebook", "step"), 9_700),

@@ -168,6 +168,18 @@ def make_blocks(scratch: Path, out: Path) -> None:
         store.consolidate("audio")
 
 
+def make_more(scratch: Path, out: Path) -> None:
+    """What `requires` names: kinds of modalities, labels and axes that the first readers of v1 do not know."""
+    rows = RowTable.from_manifest(listed(scratch / "more", range(5)))
+    recipe = FormulaSource(latent("features-twice"), "cpu").recipe
+    for layout in ("zarr", "webdataset"):
+        store = create_store(out / f"{layout}-more", rows, CLASS_NAMES, 3, {recipe.modality: recipe}, layout=layout)
+        for shard in store.shards:
+            latents = np.stack([numbers_of(recipe.modality, number) for number in range(shard.start, shard.stop)])
+            told: dict[str, Any] = {"made_with": {"torch": "2", "batch_size": 3}, "audit": {"captions": len(latents)}}
+            store.write_shard(recipe.modality, shard, latents, seconds=0.0, device="cpu", **told)
+
+
 def make_newer(out: Path) -> None:
     """Main files that a reader of v1 must refuse, whatever else there is."""
     for name, changes in (("v2", {"format": "v2"}), ("requires", {"requires": ["zstd"]})):
@@ -189,6 +201,7 @@ def make(out: Path) -> None:
         make_several(scratch, out)
         make_half(scratch, out)
         make_blocks(scratch, out)
+        make_more(scratch, out)
         make_newer(out)
 
 
