@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ class Batch:
     pixels: Tensor
     """float32 [B, 3, H, W], the training view, normalised; [B, 0] of a run that sees no images."""
     latents: dict[str, Tensor]
-    """Raw latents of the whole image: float32, or int64 codes."""
+    """Raw latents of the whole image, one draw of each: float32, or int64 codes."""
     labels: Tensor
     """int64 [B], -1 where there is none; of a multi-label store [B, K] of 0 and 1, or -1 all along."""
 
@@ -92,9 +93,14 @@ class PairSource:
         self.seed = seed
         self.device = device
         self.sees_images = sees_images
+        formats = {name: store.recipe(name).format for name in store.modalities}
+        self.n_draws = {name: (one.n_draws, one.of_one_draw == one) for name, one in formats.items()}
 
     def training(self, roles: Sequence[Role]) -> Callable[[int], Generator[Batch, None, None]]:
-        """Endless shuffled batches from a step on, the roles' images one after another in each."""
+        """Endless shuffled batches from a step on, the roles' images one after another in each.
+
+        Where a store holds several draws of a latent, an image has another one each epoch, until it has had all.
+        """
         decode = self._decode_for_crops if self.view.is_cropped else self._decode_for_centres
         streams = [self._stream(role, self.modalities, decode, shuffle=True, drop_last=True) for role in roles]
 
@@ -110,12 +116,16 @@ class PairSource:
         return batches
 
     def evaluation(self, role: Role, modalities: Sequence[str]) -> Callable[[], Iterator[Batch]]:
-        """Each image once, in row order, its centre square as its view; a student needs no `modalities`."""
+        """Each image once, in row order, its centre square as its view, the first draw of its latents.
+
+        A student needs no `modalities`.
+        """
         stream = self._stream(role, modalities, self._decode_centre, shuffle=False, drop_last=False)
 
         def batches() -> Iterator[Batch]:
             for pairs in stream.epoch_once():
-                yield self._batch([pairs], self._centres(pairs) if self.sees_images else _no_pixels([pairs]))
+                seen = self._with_one_draw(pairs, [0] * len(pairs.image_ids))
+                yield self._batch([seen], self._centres(pairs) if self.sees_images else _no_pixels([pairs]))
 
         return batches
 
@@ -150,9 +160,22 @@ class PairSource:
         return decode_image(data, image_id, min_side=side if self.view.scaled_decode else None)
 
     def _joined(self, parts: Sequence[PairBatch]) -> Batch:
+        parts = [
+            self._with_one_draw(part, [crc32(image_id.encode()) + part.epoch for image_id in part.image_ids])
+            for part in parts
+        ]
         if not self.sees_images:
             return self._batch(parts, _no_pixels(parts))
         return self._batch(parts, self.pixel_scale.apply(torch.cat([self._viewed(part) for part in parts])))
+
+    def _with_one_draw(self, part: PairBatch, turns: Sequence[int]) -> PairBatch:
+        """The batch with one draw of each latent: number `turn` of an image, counted round and round."""
+        places, latents = torch.arange(len(turns)), dict(part.latents)
+        for name, values in part.latents.items():
+            n_draws, is_one = self.n_draws[name]
+            if not is_one:
+                latents[name] = values[places, torch.tensor([turn % n_draws for turn in turns])]
+        return replace(part, latents=latents)
 
     def _centres(self, part: PairBatch) -> Tensor:
         return self.pixel_scale.apply(torch.from_numpy(np.stack(part.pixels)))

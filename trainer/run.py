@@ -201,7 +201,7 @@ def data_facts(
         class_names=tuple(store.class_names),
         is_multi_label=store.rows.is_multi_label,
         recipes={name: recipe.hash for name, recipe in recipes.items()},
-        formats={name: recipes[name].format for name in wanted},
+        formats={name: recipes[name].format.of_one_draw for name in wanted},
         modalities=tuple(wanted),
         rows_sha256=digest_of_rows(store),
         latents_sha256={name: store.content_hash([name]) for name in seen if name in recipes},
