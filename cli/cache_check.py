@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.cache_adopt import AsJson, RecomputeFolder, Tolerance, as_line
+from cli.cache_adopt import AsJson, RecomputeFolder, as_line
 from cli.device import require_device
 from cli.render import ProgressReporter, as_size, counted, left_out, print_table
 from dla_cache.errors import CorruptShardError, StoreError, name_some
@@ -17,6 +17,7 @@ from dla_cache.errors import CorruptShardError, StoreError, name_some
 if TYPE_CHECKING:
     from dla_cache.compare import StoreDiff
     from dla_cache.recompute import Recomputed
+    from dla_cache.spec import CacheSpec
     from dla_cache.store import LatentStore
     from dla_cache.verify import VerifyReport
 
@@ -36,7 +37,19 @@ def verify_command(
         typer.Option("--recompute", min=1, metavar="N", help="Compute the latents of N random images again, too."),
     ] = None,
     images: RecomputeFolder = None,
-    tolerance: Tolerance = 0.0,
+    spec_path: Annotated[
+        Path | None,
+        typer.Option("--spec", help="With --recompute: what the store was built of, to say where weights lie."),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            min=0,
+            help="With --recompute: difference allowed, in standard deviations of a channel; by default what the source"
+            " says of itself.",
+        ),
+    ] = None,
     sample: Annotated[
         float | None,
         typer.Option(
@@ -58,12 +71,15 @@ def verify_command(
     its sources."""
     from dla_cache.manifest import read_manifest
     from dla_cache.recompute import holds_files
+    from dla_cache.spec import CacheSpec, read_yaml
     from dla_cache.store import open_store
     from dla_cache.store.files import MOVE_AWAY
     from dla_cache.verify import verify_store
 
-    if recompute_images is None and images is not None:
-        raise typer.BadParameter("it is for --recompute, which is missing", param_hint="--images")
+    for option, value in (("--images", images), ("--spec", spec_path)):
+        if recompute_images is None and value is not None:
+            raise typer.BadParameter("it is for --recompute, which is missing", param_hint=option)
+    spec = None if spec_path is None else read_yaml(spec_path, CacheSpec)
     if sample is not None and not (0 < sample < 1 or (sample >= 1 and sample.is_integer())):
         raise typer.BadParameter("a share below 1, or a whole number of shards", param_hint="--sample")
     store = open_store(store_path)
@@ -73,7 +89,7 @@ def verify_command(
     recomputed = None
     if recompute_images is not None and not report.problems:
         image_root = images or (None if holds_files(store) or manifest is None else manifest.root)
-        recomputed = _recompute(store, image_root, recompute_images, seed, device)
+        recomputed = _recompute(store, image_root, recompute_images, seed, device, spec)
     if as_json:
         live = {} if recomputed is None else {"recomputed": [asdict(one) for one in recomputed]}
         adopted = {"adopted": [one.model_dump(mode="json") for one in report.adopted]}
@@ -92,17 +108,22 @@ def verify_command(
         if to_move:
             cures.append(f"move away what no store has written: {name_some(to_move)}")
         raise CorruptShardError(f"{counted(len(report.problems), 'problem')} in `{store_path}`", hint="; ".join(cures))
-    beyond = [one.modality for one in recomputed or () if one.largest_difference > tolerance]
+    beyond = [
+        one.modality
+        for one in recomputed or ()
+        if (not one.is_within if tolerance is None else one.largest_difference > tolerance)
+    ]
     if beyond:
+        allowed = "what they say of themselves" if tolerance is None else f"{tolerance:g}"
         raise StoreError(
-            f"what the sources make now differs from `{store_path}` beyond {tolerance:g}: {name_some(beyond)}",
+            f"what the sources make now differs from `{store_path}` beyond {allowed}: {name_some(beyond)}",
             hint="another device or library version computes other numbers: see how much above, and if it is harmless"
             " say so by `--tolerance`; if not, build a new store",
         )
 
 
 def _recompute(
-    store: "LatentStore", image_root: Path | None, n_images: int, seed: int, device: str
+    store: "LatentStore", image_root: Path | None, n_images: int, seed: int, device: str, spec: "CacheSpec | None"
 ) -> "list[Recomputed]":
     from dla_cache.card import is_imported
     from dla_cache.recompute import holds_files, recompute
@@ -132,6 +153,7 @@ def _recompute(
             modalities=live,
             device=device,
             seed=seed,
+            spec=spec,
             on_progress=reporter.update,
         )
 

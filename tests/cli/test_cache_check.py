@@ -58,7 +58,7 @@ def test_a_source_that_changed_fails_unless_the_difference_is_allowed(dla, built
         command = ("cache", "verify", "a", "--images", tiny.images, "--recompute", 24)
         failed = dla(*command)
         assert failed.exit_code == 1
-        assert "what the sources make now differs from `a` beyond 0: `depth`" in failed.stderr
+        assert "what the sources make now differs from `a` beyond what they say of themselves: `depth`" in failed.stderr
         assert "largest difference" in failed.stdout
         assert dla(*command, "--tolerance", "0.1").exit_code == 0
     finally:

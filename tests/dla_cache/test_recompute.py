@@ -1,17 +1,18 @@
 """Latents made again are the stored ones, and where they are not it is said by how much and of which image."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from dla_cache.build import build_cache
 from dla_cache.errors import ImageError, MissingLatentError, RecipeMismatchError, SourceError
 from dla_cache.manifest import Manifest
 from dla_cache.recompute import Recomputed, differences, draw_rows, recompute
 from dla_cache.sources.seeding import sample_seed
-from dla_cache.spec import CacheSpec, LatentFormat
+from dla_cache.spec import CacheSpec, LatentFormat, LatentSpec
 from dla_cache.store import LatentStore, open_store
 from dla_cache.store.exchange import convert_store
 from dla_cache.takedown import take_down
@@ -125,3 +126,44 @@ def test_latents_that_lie_there_in_fewer_bits_are_rounded_as_often_before_they_a
     for dtype in ("bfloat16", "int8"):
         (one,) = recompute(open_store(tmp_path / dtype), manifest.root, 23, open_source=open_source)
         assert (one.n_equal, one.largest_difference) == (23, 0)
+
+
+def test_what_a_source_says_of_its_batches_is_allowed_and_not_more(
+    store: LatentStore, manifest: Manifest, open_source: Callable
+) -> None:
+    class Wavering(open_source):
+        tolerance, by = 1e-3, 5e-4
+
+        def encode(self, pixels: object, seeds: Sequence[int]) -> NDArray[np.generic]:
+            return super().encode(pixels, seeds) + np.float32(self.by)
+
+    (one,) = recompute(store, manifest.root, 23, open_source=Wavering)
+    assert one.largest_difference > 0
+    assert one.is_within
+    Wavering.by = 0.02
+    (one,) = recompute(store, manifest.root, 23, open_source=Wavering)
+    assert not one.is_within
+    Wavering.by, Wavering.tolerance = 5e-4, 0.0
+    (one,) = recompute(store, manifest.root, 23, open_source=Wavering)
+    assert not one.is_within
+
+
+def test_weights_are_looked_for_where_the_records_say_or_as_a_spec_says(
+    store: LatentStore, manifest: Manifest, spec: CacheSpec, open_source: Callable
+) -> None:
+    asked = []
+
+    def open_and_note(entry: LatentSpec, device: str) -> object:
+        asked.append(entry.parameters)
+        return open_source(entry.model_copy(update={"parameters": {}}), device)
+
+    log = store.committed("depth")
+    store.withdraw("depth", dict(log))
+    told = {"model": "owner/name", "model_commit": "c0ffee", "captioner": "a folder", "torch": "2"}
+    for shard in store.shards:
+        latents = np.zeros((len(store.kept_rows(shard)), *store.recipe("depth").format.shape))
+        store.write_shard("depth", shard, latents, seconds=0.0, device="cpu", made_with=told)
+    recompute(store, manifest.root, 1, open_source=open_and_note)
+    named = spec.model_copy(update={"latents": (spec.latents[0].model_copy(update={"parameters": {"model": "m"}}),)})
+    recompute(store, manifest.root, 1, open_source=open_and_note, spec=named)
+    assert asked == [{"model": "owner/name", "revision": "c0ffee"}, {"model": "m"}]
