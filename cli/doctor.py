@@ -43,6 +43,7 @@ class Package:
     """Whether it is imported here, which alone shows that it is whole."""
 
 
+FOR_LORAS = "sources with a LoRA: `dla sources list`"
 FOR_SOURCES = "the embedded sources: `dla demo`, `dla cache build`, `dla sources fit`"
 FOR_ONNX = "`dla export --format onnx`"
 FOR_S3 = "stores at `s3://...`"
@@ -64,7 +65,8 @@ PACKAGES = (
     Package("jinja2", "jinja2", "3.1"),
     Package("rich", "rich", "13.7"),
     Package("typer", "typer", "0.15"),
-    Package("diffusers", "diffusers", "0.35", FOR_SOURCES, "sources", **OPTIONAL),
+    Package("diffusers", "diffusers", "0.42", FOR_SOURCES, "sources", **OPTIONAL),
+    Package("peft", "peft", "0.20", FOR_LORAS, "sources", **OPTIONAL),
     Package("onnx", "onnx", "1.16", FOR_ONNX, "onnx", **OPTIONAL),
     Package("onnxscript", "onnxscript", "0.5", FOR_ONNX, "onnx", **OPTIONAL),
     Package("onnxruntime", "onnxruntime", "1.20", FOR_ONNX, "onnx", **OPTIONAL),

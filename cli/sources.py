@@ -1,5 +1,6 @@
-"""`dla sources`: what can fill a cache, and how the embedded sources are made."""
+"""`dla sources`: what can fill a cache, whether it does so rightly, and how the embedded sources are made."""
 
+import difflib
 import json
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,8 @@ import typer
 from cli.render import ProgressReporter, print_table
 from cli.settings import apply_overrides
 from cli.signals import stop_on_signals
+from cli.sources_check import AsJson, check_command, fetch_command
+from dla_cache.errors import SourceError, name_some
 
 app = typer.Typer(help="Generators stopped before their decoder.", no_args_is_help=True)
 
@@ -20,16 +23,45 @@ def group() -> None:
 
 @app.command("list")
 def list_sources(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    modality: Annotated[str | None, typer.Option("--modality", help="Only those of this modality.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """List the sources that a cache spec can name."""
     from dla_cache.sources import SOURCES
+    from dla_cache.sources.table import LIST_HEADERS, entry_facts, list_rows
 
+    names = [name for name, entry in SOURCES.items() if modality in (None, entry.modality.value)]
+    if not names:
+        known = ", ".join(dict.fromkeys(entry.modality.value for entry in SOURCES.values()))
+        raise typer.BadParameter(f"no source makes `{modality}`; they make {known}", param_hint="--modality")
     if as_json:
-        typer.echo(json.dumps({n: {"modality": e.modality, "summary": e.summary} for n, e in SOURCES.items()}))
+        typer.echo(json.dumps({name: entry_facts(name) for name in names}))
         return
-    for name, entry in SOURCES.items():  # no table: what they do is too long for a column
-        typer.echo(f"{name} ({entry.modality.value})\n    {entry.summary}")
+    print_table(LIST_HEADERS, list_rows(names))
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A source of the catalog.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show all that the catalog says of one source: what it makes, of which weights, how, and under which licence."""
+    from dla_cache.sources import SOURCES
+    from dla_cache.sources.table import entry_facts, entry_lines
+
+    if name not in SOURCES:
+        near = difflib.get_close_matches(name, SOURCES, n=3)
+        guess = f"did you mean {name_some(near)}? " if near else ""
+        raise SourceError(f"there is no source `{name}`", hint=f"{guess}`dla sources list` shows those there are")
+    if as_json:
+        typer.echo(json.dumps({"name": name, **entry_facts(name)}))
+        return
+    for label, text in entry_lines(name):
+        typer.echo(f"{label:<20}{text}")
+
+
+app.command("check")(check_command)
+app.command("fetch")(fetch_command)
 
 
 @app.command()
@@ -39,7 +71,7 @@ def fit(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Set one field of the spec; repeatable.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train an embedded source and its cheap rival on relief-digits' pairs. Run it again to go on where it stopped."""
     from dla_cache.sources.fit import EmbeddedFit, FitSpec, Stage, begin_fit

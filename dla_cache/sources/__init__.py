@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dla_cache.errors import DlaError, MissingDependencyError, SourceError
+from dla_cache.errors import DlaError, MissingDependencyError, SourceError, SpecError
 from dla_cache.sources.catalog import SOURCES as SOURCES
 from dla_cache.sources.catalog.entry import SourceEntry as SourceEntry
 from dla_cache.spec import LatentSpec, Recipe
@@ -61,11 +61,25 @@ def open_source(spec: LatentSpec, device: str) -> LatentSource:
 
     Raises:
         SourceError: if there is no such source, its weights are not there, or the device cannot be used.
-        SpecError: if it does not know one of the parameters.
+        SpecError: if it does not know one of the parameters, or several draws are wanted where nothing is drawn.
         MissingDependencyError: if the generator's library is not installed.
     """
     source = _open_one_draw(spec, device)
-    return source if spec.draws == 1 else SeveralDraws(source, spec.draws)
+    if spec.draws == 1:
+        return source
+    if ignores_seeds(source):
+        source.close()
+        raise SpecError(
+            f"`{spec.source}` draws nothing: {spec.draws} draws would be {spec.draws} times the same latent",
+            hint="leave `draws` out",
+        )
+    return SeveralDraws(source, spec.draws)
+
+
+def ignores_seeds(source: LatentSource) -> bool:
+    """Whether a source says that nothing is drawn: by its own attribute `ignores_seed`, or in the catalog."""
+    entry = SOURCES.get(source.recipe.source)
+    return bool(getattr(source, "ignores_seed", entry is not None and entry.ignores_seed))
 
 
 class SeveralDraws:

@@ -8,22 +8,27 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from diffusers.models.attention_dispatch import attention_backend
 from numpy.typing import NDArray
 from PIL import Image
 
 from dla_cache.errors import SourceError
 from dla_cache.sources import Encoded
-from dla_cache.sources.captions import CAPTION, Captioner, open_captioner
+from dla_cache.sources.captions import BlipCaptioner, open_captioner, require_no_caption_settings
 from dla_cache.sources.catalog import SOURCES
-from dla_cache.sources.catalog.entry import PipelineRow, Scalar
+from dla_cache.sources.catalog.entry import CAPTION, TEXT_SETTINGS, PipelineRow, Scalar
+from dla_cache.sources.lacking import only_errors, require_finite
 from dla_cache.sources.loading import (
+    ATTENTION,
     COMPUTE_DTYPES,
     guarded,
     load_pipeline,
     made_with,
     parse_parameters,
+    refuse_global_draws,
     told_as_source_error,
 )
+from dla_cache.sources.presets import preset_of, preset_settings
 from dla_cache.sources.weights import joint_hash
 from dla_cache.spec import LatentFormat, LatentSpec, Recipe
 
@@ -31,13 +36,24 @@ from dla_cache.spec import LatentFormat, LatentSpec, Recipe
 class FixUp:
     """What a row of data cannot say; the base class says nothing."""
 
+    view_size = 0
+    """Side of the view in pixels, once the source is open."""
+
+    @classmethod
+    def check(cls, source: str, settings: Mapping[str, Any]) -> None:
+        """Raises a `SourceError` for settings that cannot be, before anything is loaded."""
+
     def __init__(self, pipeline: Any, row: PipelineRow, settings: Mapping[str, Any]) -> None:
         """Changes the pipeline where it has to be changed, once, after it was loaded."""
-        self.pipeline = pipeline
+        self.pipeline, self.text_argument = pipeline, row.text_argument
 
     def images(self, pixels: torch.Tensor) -> Any:
         """What the call takes in place of the images, of pixels uint8 [B, 3, S, S]; for the form `fix-up`."""
         raise NotImplementedError
+
+    def texts(self, texts: Sequence[str]) -> Mapping[str, Any]:
+        """The arguments that tell a call the texts, one an image."""
+        return {self.text_argument: list(texts)}
 
     def arguments(self, n_images: int) -> Mapping[str, Any]:
         """Further arguments of a call with so many images."""
@@ -55,19 +71,31 @@ class DiffusersSource:
         entry = SOURCES[spec.source]
         row = self.row = entry.row
         assert isinstance(row, PipelineRow)
-        texts = {"prompt": CAPTION} if row.text_argument else {}
-        self.parameters, self.settings = parse_parameters(spec, {**texts, **row.settings}, row)
+        texts = TEXT_SETTINGS if row.text_argument else {}
+        self.parameters, self.settings = parse_parameters(
+            spec, {**texts, **row.settings, **row.fix_up_settings, **preset_settings(row)}, row
+        )
+        preset = preset_of(row, {name: self.settings.pop(name) for name in preset_settings(row)})
+        fix_up = _class_of(row.fix_up) if row.fix_up else FixUp
+        fix_up.check(spec.source, self.settings)
+        self.view_size = self.parameters.view_size or row.view_size
+        self.texts = {name: self.settings.pop(name) for name in texts}
+        self.prompt = str(self.texts.get("prompt", ""))
+        if CAPTION not in self.prompt:
+            self.texts.pop("caption_tokens", None)
+            require_no_caption_settings(spec.source, self.parameters)
         with told_as_source_error(spec.source):
-            self.pipeline, hashes, origin = load_pipeline(entry, row, self.parameters, device)
-            fix_up = _class_of(row.fix_up) if row.fix_up else FixUp
+            self.pipeline, hashes, origin, self.lacking = load_pipeline(entry, row, self.parameters, preset, device)
             self.fix_up: FixUp = fix_up(self.pipeline, row, self.settings)
-        self.prompt = str(self.settings.pop("prompt", ""))
-        self.captioner: Captioner | None = None
+        self.fix_up.view_size = self.view_size
+        self.settings |= preset.of_recipe()
+        self.captioner: BlipCaptioner | None = None
         if CAPTION in self.prompt:
-            self.captioner, captioner_hashes, captioner_origin = open_captioner(self.parameters, device)
+            self.captioner, captioner_hashes, captioner_origin = open_captioner(
+                self.parameters, int(self.texts["caption_tokens"]), device
+            )
             hashes, origin = hashes | captioner_hashes, origin | captioner_origin
         self.tolerance = row.tolerance
-        self.view_size = self.parameters.view_size or row.view_size
         self.made_with = made_with(device, origin)
         self.recipe = self._recipe(spec, hashes)
 
@@ -85,17 +113,19 @@ class DiffusersSource:
         row, n_images = self.row, len(pixels)
         arguments = {
             **row.call,
-            **self.settings,
-            row.image_argument: self._images(torch.from_numpy(pixels)),
+            **dict.fromkeys(row.side_arguments, self.view_size),
+            **{name: self.settings[name] for name in row.settings if name in self.settings},
             "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             **self.fix_up.arguments(n_images),
         }
+        if row.image_form != "none":
+            arguments[row.image_argument] = self._images(torch.from_numpy(pixels))
         if row.text_argument:
             described = captions or [""] * n_images
-            arguments[row.text_argument] = [self.prompt.replace(CAPTION, caption) for caption in described]
+            arguments |= self.fix_up.texts([self.prompt.replace(CAPTION, caption) for caption in described])
         if row.batch_argument:
             arguments[row.batch_argument] = n_images
-        with torch.inference_mode(), guarded(self.pipeline, row.guard):
+        with torch.inference_mode(), only_errors(), attention_backend(ATTENTION), guarded(self.pipeline, row.guard):
             put_out = self.pipeline(**arguments)
         try:
             latents = reduce(getattr, row.output.split("."), put_out)
@@ -125,14 +155,14 @@ class DiffusersSource:
     def _recipe(self, spec: LatentSpec, hashes: Mapping[str, str]) -> Recipe:
         """The recipe; a grey image tells the shape, which depends on the checkpoint and on the view."""
         grey = np.full((1, 3, self.view_size, self.view_size), 127, np.uint8)
-        with told_as_source_error(spec.source):
-            shape = self.encode(grey, [0]).latents.shape[1:]
+        with told_as_source_error(spec.source), refuse_global_draws(spec.source, self.pipeline.device):
+            latents = self.encode(grey, [0]).latents
+        require_finite(spec.source, latents, self.parameters.compute_dtype, self.lacking)
+        shape = latents.shape[1:]
         scheduler = getattr(self.pipeline, "scheduler", None)
         told: dict[str, Scalar] = {"view_size": self.view_size}
         if scheduler is not None:
             told["scheduler"] = type(scheduler).__name__
-        if self.row.text_argument:
-            told["prompt"] = self.prompt
         if len(shape) != len(self.row.axes):
             raise SourceError(
                 f"`{spec.source}` puts out {list(shape)}, its row says the axes {', '.join(self.row.axes)}",
@@ -142,7 +172,7 @@ class DiffusersSource:
             modality=spec.modality,
             source=spec.source,
             weights_sha256=joint_hash(dict(hashes)),
-            parameters={**self.parameters.of_recipe(), **self.settings, **told},
+            parameters={**self.parameters.of_recipe(), **self.settings, **self.texts, **told},
             seed=spec.seed,
             source_view_size=self.view_size,
             format=LatentFormat(

@@ -6,22 +6,27 @@ there, or go on with others than it began with.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from dla_cache.errors import SourceError
+from dla_cache.sources.remembered import sha256_of
 from dla_cache.spec import canonical_json
 
 WEIGHTS = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 """What configures models, schedulers, tokenizers and processors."""
-
-BLOCK = 2**22
+CONFIGURATIONS = (
+    "config.json",
+    "model_index.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+"""Those of them that may name code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +63,10 @@ def find_weights(
     if only and not files[0].is_file():
         raise SourceError(f"`{model}` has no file `{only}`", hint="look at the names of its files")
     _refuse_own_code(model, files)
-    if not any(file.suffix == WEIGHTS for file in files):
-        raise SourceError(
-            f"`{model}` has no {_of_variant(variant)}safetensors{_what_instead(path)}", hint=_how(variant)
-        )
+    _refuse_pickles(model, path, files)
+    weights = [file for file in files if file.suffix == WEIGHTS]
+    if not weights or (variant and not only and not any(_variant_of(file) == variant for file in weights)):
+        raise SourceError(f"`{model}` has no {_of_variant(variant)}safetensors", hint=_how(variant))
     return Weights(path, content_hash(path, files), repo, commit)
 
 
@@ -74,7 +79,7 @@ def joint_hash(hashes: dict[str, str]) -> str:
 
 def content_hash(folder: Path, files: Sequence[Path]) -> str:
     """sha256 of the sorted list of (path in the folder, sha256 of the file): wherever the folder lies."""
-    listed = sorted((file.relative_to(folder).as_posix(), _sha256_of(file)) for file in files)
+    listed = sorted((file.relative_to(folder).as_posix(), sha256_of(file)) for file in files)
     return hashlib.sha256(canonical_json(listed).encode()).hexdigest()
 
 
@@ -96,10 +101,14 @@ def _locate(model: str, revision: str) -> tuple[Path, str, str]:
             f"there is no folder `{model}`, and no repository can have that name", hint="check the path"
         ) from error
     except (LocalEntryNotFoundError, OSError) as error:
-        raise SourceError(
-            f"the weights {at} are not on this machine",
-            hint=f"run `dla sources fetch --model {model}` where there is a network, or name a folder that holds them",
-        ) from error
+        incomplete = getattr(error, "snapshot_path", None)  # it lacks files, maybe none but those that nobody loads
+        if incomplete is None:
+            raise SourceError(
+                f"the weights {at} are not on this machine",
+                hint=f"run `dla sources fetch --model {model}` where there is a network, or name a folder that holds"
+                " them",
+            ) from error
+        path = Path(incomplete)
     return path, model, path.name
 
 
@@ -133,9 +142,9 @@ def _is_index_of_other(file: Path, variant: str) -> bool:
 
 def _refuse_own_code(model: str, files: Sequence[Path]) -> None:
     for file in files:
-        if file.name in ("config.json", "model_index.json", "tokenizer_config.json", "preprocessor_config.json"):
+        if file.name in CONFIGURATIONS:
             fields = _read_json(file)
-            if "auto_map" in fields or any(
+            if _names_code(fields) or any(
                 isinstance(value, list)
                 and value
                 and isinstance(value[0], str)
@@ -148,9 +157,28 @@ def _refuse_own_code(model: str, files: Sequence[Path]) -> None:
                 )
 
 
-def _what_instead(folder: Path) -> str:
-    pickles = sorted(file.name for file in folder.rglob("*") if file.suffix in PICKLES)
-    return f", only `{pickles[0]}`, which can run code when it is read" if pickles else ""
+def _names_code(value: Any) -> bool:
+    """Whether a configuration, or a part of it, wants a module beside it or a kernel of the hub."""
+    if not isinstance(value, dict):
+        return False
+    kernels = (str(value.get(name, "")) for name in ("attn_implementation", "_attn_implementation"))
+    return (
+        "auto_map" in value
+        or any("/" in kernel or kernel.endswith("_hub") for kernel in kernels)
+        or any(map(_names_code, value.values()))
+    )
+
+
+def _refuse_pickles(model: str, folder: Path, files: Sequence[Path]) -> None:
+    """A component, or the only model, whose weights come as pickles alone."""
+    for place in sorted({file.parent for file in files}):
+        pickles = sorted(file for file in place.glob("*") if file.suffix in PICKLES)
+        if pickles and not any(file.suffix == WEIGHTS for file in place.glob("*")):
+            raise SourceError(
+                f"`{model}` has no safetensors, only `{pickles[0].relative_to(folder).as_posix()}`, which can run code"
+                " when it is read",
+                hint="convert the checkpoint to safetensors, or take another one",
+            )
 
 
 def _of_variant(variant: str) -> str:
@@ -171,18 +199,3 @@ def _read_json(file: Path) -> dict[str, Any]:
             f"`{file.name}` in `{file.parent.name}` cannot be read: {error}", hint="fetch it again"
         ) from error
     return value if isinstance(value, dict) else {}
-
-
-def _sha256_of(file: Path) -> str:
-    state = os.stat(file)
-    return _digest(str(file.resolve()), state.st_size, state.st_mtime_ns)
-
-
-@cache
-def _digest(path: str, _size: int, _mtime_ns: int) -> str:
-    """The sha256 of a file's content; size and time of change stand for the content within one process."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,12 +1,33 @@
 """The sources that are shipped with their weights."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 from dla_cache.modality import Modality
-from dla_cache.sources.catalog.entry import SourceEntry
+from dla_cache.sources.catalog.entry import Scalar, SourceEntry
+from dla_cache.spec import Axis
 
 LICENCE = "Apache-2.0; fitted on renderings of MNIST digits (CC BY-SA 3.0) over photo textures (CC BY 2.0)"
 FRIENDLY_CASE = "fitted on images of the very renderer that made relief-digits: a friendly case"
 SAW_LABELS = "paired with sounds by class, so it has seen the labels of 2,500 other digits"
 CHEAP_MAP = "ridge regression from random image features to the same latents: the cheap map to beat"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedRow:
+    """What whoever reads the catalog may want to know of one; its class knows it by itself."""
+
+    space: str
+    axes: tuple[Axis, ...]
+    settings: Mapping[str, Scalar] = field(default_factory=dict)
+    view_size: int = 32
+    tolerance: float = 0.0
+
+
+AXES: dict[Modality, tuple[Axis, ...]] = {
+    Modality.DEPTH: ("channel", "height", "width"),
+    Modality.AUDIO: ("channel", "frequency", "time"),
+}
 
 
 def embedded(modality: Modality, name: str, summary: str, note: str, *, ignores_seed: bool = False) -> SourceEntry:
@@ -20,6 +41,11 @@ def embedded(modality: Modality, name: str, summary: str, note: str, *, ignores_
         ignores_seed=ignores_seed,
         size="8 x 4 x 4 float16",
         bytes_per_image=256,
+        row=EmbeddedRow(
+            f"latent of the embedded {modality} autoencoder, unscaled; decode with `decode_{modality}`",
+            AXES[modality],
+            {} if ignores_seed else {"sampling_steps": 5},
+        ),
     )
 
 

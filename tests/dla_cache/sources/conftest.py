@@ -12,7 +12,8 @@ import torch
 
 from dla_cache.sources import SOURCES, LatentSource, open_source
 from dla_cache.spec import LatentSpec
-from tests.dla_cache.sources.tiny import Tiny
+from tests.dla_cache.sources import tiny_caption
+from tests.dla_cache.sources.tiny import CAPTIONER, Tiny
 
 FAMILIES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("tiny_*.py")))
 
@@ -41,16 +42,25 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         if owner not in saved:
             folder = tmp_path_factory.mktemp(owner) / "checkpoint"
             tiny_rows()[owner].save(folder)
+            if tiny_rows()[owner].takes_captions:
+                tiny_caption.save(folder.parent / CAPTIONER)
             saved[owner] = folder
         return saved[owner]
 
     return find
 
 
+def places(name: str, folder: Path) -> dict[str, str]:
+    """The parameters that say where a row's tiny weights lie."""
+    tiny = tiny_rows()[name]
+    beside = {**tiny.components, **({"captioner": CAPTIONER} if tiny.takes_captions else {})}
+    return {"model": str(folder), **{parameter: str(folder.parent / place) for parameter, place in beside.items()}}
+
+
 def spec_of(name: str, folder: Path, **changes: Any) -> LatentSpec:
     """A spec of one row on a tiny checkpoint, stored as float32 so that nothing is rounded."""
     tiny = tiny_rows()[name]
-    parameters = {"model": str(folder), "view_size": tiny.view_size, **tiny.parameters}
+    parameters = {**places(name, folder), "view_size": tiny.view_size, **tiny.parameters}
     fields = {
         "modality": SOURCES[name].modality,
         "source": name,

@@ -20,7 +20,7 @@ from dla_cache.spec import CacheSpec
 from dla_cache.store import open_store
 from dla_cache.verify import verify_store
 from tests.dla_cache.conftest import sha256_of
-from tests.dla_cache.sources.conftest import some_pixels, spec_of, tiny_rows
+from tests.dla_cache.sources.conftest import places, some_pixels, spec_of, tiny_rows
 from tests.dla_cache.sources.tiny import pictures
 
 ROWS = sorted(tiny_rows())
@@ -107,16 +107,16 @@ def test_the_recipe_says_all_that_decides_and_no_place(
     assert len(recipe.weights_sha256) == 64
     assert set(getattr(source, "made_with")) >= {"torch", "transformers", "device", "attention", "model"}  # noqa: B009
     said = f"{recipe.model_dump_json()}{getattr(source, 'made_with')}"  # noqa: B009
-    assert str(checkpoint(row)) not in said
-    reopened = LatentSpecOf(recipe, checkpoint(row))
+    assert str(checkpoint(row).parent) not in said
+    reopened = LatentSpecOf(recipe, places(row, checkpoint(row)))
     with closing(open_source(reopened, "cpu")) as other:
         assert other.recipe == recipe
 
 
-def LatentSpecOf(recipe: Any, folder: Path) -> Any:
+def LatentSpecOf(recipe: Any, places: dict[str, str]) -> Any:
     """A spec made of a recipe and the place of the weights, as recomputing needs it."""
     from dla_cache.spec import LatentSpec
 
     fields = recipe.model_dump(include={"modality", "source", "seed"})
-    parameters = {**recipe.parameters, "model": str(folder)}
+    parameters = {**recipe.parameters, **places}
     return LatentSpec.model_validate({**fields, "parameters": parameters, "dtype": "float32"})

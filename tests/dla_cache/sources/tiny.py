@@ -15,6 +15,10 @@ SIDE = 32
 """Of the view that tiny pipelines see."""
 
 
+CAPTIONER = "captioner"
+"""Folder of a tiny captioner, beside the checkpoint that it is for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tiny:
     """How one row of the catalog is tried."""
@@ -29,6 +33,10 @@ class Tiny:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """Of the spec, beside `model` and `view_size`."""
     view_size: int = SIDE
+    takes_captions: bool = False
+    """Whether the row's prompt needs a captioner: a tiny one is saved beside the checkpoint."""
+    components: Mapping[str, str] = field(default_factory=dict)
+    """Parameters of the spec that name weights, by the place at which `save` puts them beside the checkpoint."""
     same_checkpoint_as: str = ""
     """Another row that has the same `save`: it is saved once."""
 
@@ -108,3 +116,29 @@ def tiny_tokenizer(folder: Path) -> Any:
     (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+
+
+def tiny_vision(kind: Any, **changes: Any) -> Any:
+    """A vision tower of CLIP of that class."""
+    from transformers import CLIPVisionConfig
+
+    settings = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "projection_dim": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": SIDE,
+        "patch_size": 8,
+    }
+    return kind(CLIPVisionConfig(**settings | changes))
+
+
+def tiny_t5(width: int = 16, **changes: Any) -> tuple[Any, Any]:
+    """A T5 tokenizer of single letters, and its text encoder."""
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+    letters = [chr(letter) for letter in range(33, 123)]
+    words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *((letter, -3.0) for letter in letters)]
+    settings = {"d_model": width, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 100}
+    return T5Tokenizer(vocab=words, extra_ids=0), T5EncoderModel(T5Config(**settings | changes))
