@@ -12,7 +12,7 @@ RUN := $(VENV)/bin/python -m
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-stores torture docs format clean
+.PHONY: help demo test check bench bench-stores bench-build torture docs format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -34,11 +34,15 @@ bench: $(READY) ## print the figures that README and docs quote
 bench-stores: $(READY) ## print how fast stores are read, beside other libraries, each in an environment of its own
 	$(VENV)/bin/python bench/stores.py --pip-args '$(PIP_ARGS)' $(BENCH_ARGS)
 
+bench-build: $(READY) ## print how busy a build keeps its device, and what all else costs, beside two other ways
+	$(ONE_THREAD) $(VENV)/bin/python bench/build.py $(BENCH_ARGS)
+
 torture: $(READY) ## damage stores, kill builds, try bad input: what was noticed and what was not
 	$(ONE_THREAD) $(RUN) tests.torture
 
-docs: $(READY) ## write docs/reference.md, and the outputs that docs/ shows, anew from the commands
+docs: $(READY) ## write docs/reference.md, the table of sources, and the outputs that docs/ shows, anew
 	$(RUN) typer cli.main utils docs --name dla | $(VENV)/bin/python -c 'import html, sys; print(html.unescape(sys.stdin.read()).strip())' > docs/reference.md
+	$(RUN) dla_cache.sources.table
 	$(ONE_THREAD) $(RUN) tests.walk
 
 format: $(READY) ## put every file into the house format

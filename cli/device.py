@@ -17,3 +17,18 @@ def require_device(name: str) -> None:
         usable = "`cpu` or `cuda`" if torch.cuda.is_available() else "`cpu`; torch finds no CUDA here"
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SpecError(f"device `{name}` cannot be used here: {reason[:200]}", hint=f"use {usable}") from error
+
+
+def require_devices(names: str) -> str:
+    """One torch device or several, with a comma between them, that can be used here; `auto`: all GPUs, else the CPU.
+
+    Raises:
+        SpecError: as `require_device`.
+    """
+    import torch
+
+    if names == "auto":
+        names = ",".join(f"cuda:{number}" for number in range(torch.cuda.device_count())) or "cpu"
+    for name in dict.fromkeys(names.split(",")):
+        require_device(name)
+    return names

@@ -85,6 +85,11 @@ def as_size(size_bytes: float) -> str:
     return f"{size_bytes:,.3g} TB"
 
 
+def as_percent(share: float) -> str:
+    """A share of time: `98.4 %`."""
+    return f"{100 * share:.1f} %"
+
+
 def left_out(number: int) -> str:
     """What is said of images of the manifest that were removed from a store before."""
     return f"left out      {counted(number, 'image')} of the manifest: removed from this store before"
@@ -115,7 +120,9 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(*headers, box=box.SIMPLE_HEAD)
+        table = Table(box=box.SIMPLE_HEAD)
+        for place, header in enumerate(headers):
+            table.add_column(header, no_wrap=place == 0, overflow="fold")  # a name is whole, and nothing is cut
         for text in texts:
             table.add_row(*(Text(cell) for cell in text))  # a cell may hold [brackets]
         Console().print(table)

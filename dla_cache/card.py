@@ -13,6 +13,7 @@ import yaml
 
 from dla_cache.describe import describe_modality, describe_rounding, describe_store
 from dla_cache.durable import read_file, writing_to
+from dla_cache.leaks import audit_store
 from dla_cache.sources import SOURCES
 from dla_cache.spec import Recipe
 from dla_cache.store import LatentStore
@@ -157,6 +158,7 @@ def _images(store: LatentStore) -> str:
 
 def _sources(store: LatentStore) -> str:
     lines = ["## Sources", ""]
+    captions = {audit.modality: audit.in_words for audit in audit_store(store) if audit.counts}
     for modality in store.modalities:
         recipe = store.recipe(modality)
         entry = SOURCES.get(recipe.source)
@@ -170,6 +172,7 @@ def _sources(store: LatentStore) -> str:
             "sees the image as": "" if is_imported(recipe) else f"a square of {recipe.source_view_size} pixels",
             "weights (sha256)": f"`{recipe.weights_sha256}`" if recipe.weights_sha256 else "none",
             "recipe (sha256)": f"`{recipe.hash}`",
+            "captions": captions.get(modality, ""),
             "space": _plain(recipe.format.space),
             "stored as": _stored_as(store, modality),
         }

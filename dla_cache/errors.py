@@ -23,6 +23,10 @@ class ImageError(DlaError, ValueError):
     """An image is missing, changed, truncated or not an image."""
 
 
+class BadImagesError(ImageError):
+    """Some images of a build have no latent; shards without them are committed."""
+
+
 class SpecError(DlaError, ValueError):
     """A spec or run file holds an unknown key, a value out of bounds, or is no YAML."""
 
@@ -64,6 +68,10 @@ class MissingLatentError(StoreError, KeyError):
 
 class IncompleteBuildError(StoreError):
     """A build ended and some planned (modality, shard) is not committed."""
+
+
+class LostProcessError(DlaError, RuntimeError):
+    """A process that a build had started has died."""
 
 
 class WorkInterrupted(DlaError):

@@ -13,6 +13,7 @@ from dla_cache.errors import CorruptShardError, DlaError, ImageError
 from dla_cache.image_ids import escape_id
 from dla_cache.ingest import quarantine_path
 from dla_cache.manifest import ManifestRow, path_of, read_manifest
+from dla_cache.quarantine import read_reasons
 from dla_cache.store import LatentStore
 from dla_cache.store.metadata import how_to_go_on
 from dla_cache.store.rows import StoredImage
@@ -67,6 +68,8 @@ def explain_image(
         image_root = image_root or manifest.root
     if stored is None:
         findings.append(_why_not_stored(store, image_id, manifest_path, listed))
+    elif stored.removed and image_id in (reasons := read_reasons(store)):
+        findings.append(Finding("row table", "quarantined", f"a build left it out: it {reasons[image_id]}"))
     elif stored.removed:
         findings.append(Finding("row table", "removed", "`dla cache takedown` removed it; nothing but its ID is left"))
     else:
@@ -113,10 +116,12 @@ def _quarantined(path: Path, image_id: str) -> str | None:
 
 def _series_findings(store: LatentStore, image: StoredImage) -> Iterator[Finding]:
     shard = image.row // store.shard_size
+    reasons = read_reasons(store)
     for series in store.series:
         if shard not in store.committed(series):
-            what = f"shard {shard} is not committed: {how_to_go_on(store.path)}"
-            yield Finding(series, "missing", what)
+            reason = reasons.get(image.image_id)
+            bad = "" if reason is None else f"the last build made nothing of it, for it {reason}; "
+            yield Finding(series, "missing", f"{bad}shard {shard} is not committed: {how_to_go_on(store.path)}")
             continue
         row = np.array([image.row])
         try:

@@ -17,7 +17,7 @@ from dla_cache.store.claims import CLAIMS
 from dla_cache.store.layout import Layout, commits_folder
 from dla_cache.store.metadata import find_layout
 from dla_cache.store.mirror import refuse_lost_url
-from dla_cache.store.parts import ADOPTED, CARD, STAGING, UNFINISHED, refuse_links
+from dla_cache.store.parts import ADOPTED, CARD, QUARANTINE, STAGING, UNFINISHED, refuse_links
 from dla_cache.store.row_files import is_of_rows, row_files
 
 
@@ -145,7 +145,8 @@ def find_leftovers(store: LatentStore) -> list[Path]:
         for path in store.shard_files(series, shard)
     }
     rows = {store.path / name for name in row_files(store.rows, store.metadata.rows_sha256)}
-    named = planned | rows | {store.path / name for name in (*store.metadata.files(""), ADOPTED, CARD, UNFINISHED)}
+    others = (*store.metadata.files(""), ADOPTED, CARD, QUARANTINE, UNFINISHED)
+    named = planned | rows | {store.path / name for name in others}
 
     def is_leftover(path: Path) -> bool:
         if is_temporary(path):
@@ -258,7 +259,7 @@ def remove_store(path: Path, *, dry_run: bool = False) -> Removed:
 def _strangers(path: Path, layout: Layout) -> list[Path]:
     """The files in a store's folder that no store has put there."""
     files = _files_below(path)
-    top = {layout.main_file, ADOPTED, CARD, UNFINISHED}
+    top = {layout.main_file, ADOPTED, CARD, QUARANTINE, UNFINISHED}
     ours = {path / name for name in top}
     ours |= {file for file in files if is_of_rows(path, file)}
     folders = {path / "commits", path / CLAIMS, path / STAGING}

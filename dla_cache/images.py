@@ -78,7 +78,14 @@ def read_image_bytes(path: Path, row: ListedImage) -> bytes:
 
 
 def decode_image(content: bytes, image_id: str, *, min_side: int | None = None) -> Pixels:
+    """The same as `decode_view`, in C order."""
+    return np.ascontiguousarray(decode_view(content, image_id, min_side=min_side))
+
+
+def decode_view(content: bytes, image_id: str, *, min_side: int | None = None) -> Pixels:
     """RGB pixels, uint8 [3, H, W], upright: turned and mirrored as the EXIF orientation says.
+
+    A view of what the decoder wrote, in whose memory the colours of a pixel lie side by side.
 
     Args:
         min_side: for who needs no more pixels than so many on the shorter side: a JPEG is then decoded at 1/2, 1/4 or
@@ -125,7 +132,7 @@ def decode_image(content: bytes, image_id: str, *, min_side: int | None = None) 
         raise ImageError(f"image `{image_id}` cannot be decoded: {fault}", hint=REPLACE_HINT) from error
     except (*PILLOW_FAULTS, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"image `{image_id}` cannot be decoded: {error}", hint=REPLACE_HINT) from error
-    return np.ascontiguousarray(_upright(pixels, _orientation(exif)))
+    return _upright(pixels, _orientation(exif))
 
 
 def _scaled(height: int, width: int, min_side: int | None) -> dict[str, int]:
@@ -198,7 +205,7 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
     return upright
 
 
-def centre_square(pixels: Pixels, size: int) -> Pixels:
+def centre_square(pixels: Pixels, size: int, out: Pixels | None = None) -> Pixels:
     """The view that sources see and models are evaluated on, [3, size, size]: shorter side to `size`, centre crop.
 
     Deterministic, because a latent is cached once for an image; training views are the trainer's. To the pixel what
@@ -206,6 +213,7 @@ def centre_square(pixels: Pixels, size: int) -> Pixels:
 
     Args:
         pixels: uint8 [3, H, W].
+        out: where to put it, else it gets memory of its own.
 
     Raises:
         ImageError: see `resize_shorter_side`.
@@ -213,7 +221,11 @@ def centre_square(pixels: Pixels, size: int) -> Pixels:
     resized = resize_shorter_side(pixels, size)
     _, height, width = resized.shape
     top, left = (height - size) // 2, (width - size) // 2
-    return np.ascontiguousarray(resized[:, top : top + size, left : left + size])
+    square = resized[:, top : top + size, left : left + size]
+    if out is None:
+        return np.ascontiguousarray(square)
+    out[...] = square
+    return out
 
 
 def shrink(pixels: Pixels, shorter_side: int) -> Pixels:
@@ -239,6 +251,9 @@ def resize_shorter_side(pixels: Pixels, size: int) -> Pixels:
             f"an image of {width} x {height} pixels would have {scaled[0]} x {scaled[1]} when scaled for its view",
             hint="crop it, or drop it from the manifest: `width` and `height` tell which it is",
         )
-    # Of planes: Pillow copies an array whose channels do not lie side by side byte by byte.
-    image = Image.merge("RGB", [Image.fromarray(plane) for plane in pixels])
+    interleaved = pixels.transpose(1, 2, 0)
+    if interleaved.flags.c_contiguous:
+        image = Image.fromarray(interleaved)
+    else:  # of planes: Pillow copies an array whose colours do not lie side by side byte by byte
+        image = Image.merge("RGB", [Image.fromarray(plane) for plane in pixels])
     return np.asarray(image.resize(scaled, Image.Resampling.BICUBIC)).transpose(2, 0, 1)

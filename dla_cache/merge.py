@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dla_cache.build import LOOSE_RECORDS
 from dla_cache.card import write_card
 from dla_cache.durable import write_durably
 from dla_cache.errors import CorruptShardError, RecipeMismatchError, StoreError, name_some
 from dla_cache.joined import ABSENT
+from dla_cache.memory import LOOSE_RECORDS
 from dla_cache.merge_plan import MergePlan, rows_in_store
 from dla_cache.shards import Shard
 from dla_cache.store import LatentStore, create_store

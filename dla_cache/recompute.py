@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dla_cache.build import encode_batch
+from dla_cache.encoding import encode_batch
 from dla_cache.errors import MissingLatentError, RecipeMismatchError, SourceError
 from dla_cache.images import Pixels, centre_square, decode_image
 from dla_cache.order import generator
-from dla_cache.spec import ORIGINAL_IMAGES, LatentFormat, LatentSpec
+from dla_cache.spec import ORIGINAL_IMAGES, CacheSpec, LatentFormat, LatentSpec
 from dla_cache.store import LatentStore
 from dla_cache.store.adopted import adopted_recipes
 from dla_cache.store.content import as_stored
@@ -40,6 +40,9 @@ class Recomputed:
     differ."""
     worst: str | None
     """The image with the largest difference; None if all are equal."""
+    is_within: bool = True
+    """Whether no number differs by more than what the source says that other images in its batch may make, and the
+    rounding of the numbers that are stored."""
 
 
 def recompute(
@@ -51,6 +54,7 @@ def recompute(
     modalities: Sequence[str] | None = None,
     device: str = "cpu",
     seed: int = 0,
+    spec: CacheSpec | None = None,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> list[Recomputed]:
     """Computes the latents of random images again and compares them with those in the store.
@@ -59,6 +63,7 @@ def recompute(
         image_root: folder that the images' URIs start from; None for a store that holds their files.
         n_images: of each modality; all that are committed if there are fewer.
         modalities: None for all of the store's.
+        spec: what the store was built of, where recipes and records do not tell where weights lie: they hold no paths.
 
     Raises:
         SourceError: if a source cannot be opened here, such as that of imported latents.
@@ -74,7 +79,7 @@ def recompute(
     rows_of = {name: draw_rows(store, name, n_images, seed) for name in chosen}
     total, before, results = sum(len(rows) for rows in rows_of.values()), 0, []
     for name, rows in rows_of.items():
-        with closing(open_again(store, name, open_source, device)) as source:
+        with closing(open_again(store, name, open_source, device, spec)) as source:
 
             def advance(done: int, before: int = before) -> None:
                 on_progress(before + done, total)
@@ -102,10 +107,12 @@ def compare_live(
     for start in range(0, len(rows), BATCH_SIZE):
         images = store.rows.images_of(rows[start : start + BATCH_SIZE])
         views = list(views_of(store, image_root, images, source.recipe.source_view_size))
-        put_out = encode_batch(source, images, views)
-        live.append(as_stored(put_out, store.recipe(name).format, [image.image_id for image in images]))
+        image_ids = [image.image_id for image in images]
+        put_out = encode_batch(source, image_ids, views)
+        live.append(as_stored(put_out, store.recipe(name).format, image_ids))
         on_progress(start + len(images))
-    largest = differences(stored, np.concatenate(live), store.recipe(name).format)
+    latent_format, tolerance = store.recipe(name).format, float(getattr(source, "tolerance", 0.0))
+    largest = differences(stored, np.concatenate(live), latent_format)
     worst = int(largest.argmax())
     return Recomputed(
         name,
@@ -113,6 +120,7 @@ def compare_live(
         int((largest == 0).sum()),
         float(largest[worst]),
         store.rows.image_ids[rows[worst]] if largest[worst] else None,
+        not largest[worst] or is_within(stored, np.concatenate(live), latent_format, tolerance),
     )
 
 
@@ -136,19 +144,28 @@ def draw_rows(store: LatentStore, modality: str, n_images: int, seed: int) -> ND
 
 
 def open_again(
-    store: LatentStore, modality: str, open_source: Callable[[LatentSpec, str], "LatentSource"], device: str
+    store: LatentStore,
+    modality: str,
+    open_source: Callable[[LatentSpec, str], "LatentSource"],
+    device: str,
+    of: CacheSpec | None = None,
 ) -> "LatentSource":
-    """The source that made a modality, found by its recipe or by the last one that was adopted for it.
+    """The source that made a modality, found by its recipe or by the last one that was adopted for it; its weights
+    where the commit records say that they came from, or all of it as a spec says.
 
     Raises:
         SourceError: if it cannot be opened.
         RecipeMismatchError: if what is found makes other latents.
     """
     recipe = next(iter(adopted_recipes(store.path, store.recipe(modality))), store.recipe(modality))
-    fields = recipe.model_dump(include={"modality", "source", "parameters", "seed"})
-    if recipe.format.vocabulary is None:
-        fields["dtype"] = recipe.format.built_dtype
-    spec = LatentSpec.model_validate(fields)
+    spec = next((entry for entry in of.latents if entry.modality == modality), None) if of is not None else None
+    if spec is None:
+        fields = recipe.model_dump(include={"modality", "source", "seed"})
+        if recipe.format.vocabulary is None:
+            fields["dtype"] = recipe.format.built_dtype
+        draws = {"draws": recipe.format.n_draws}
+        parameters = {"parameters": {**recipe.parameters, **weights_of(store, modality)}}
+        spec = LatentSpec.model_validate(fields | draws | parameters)
     try:
         source = open_source(spec, device)
     except SourceError as error:
@@ -167,11 +184,37 @@ def open_again(
     return source
 
 
+def weights_of(store: LatentStore, modality: str) -> dict[str, str]:
+    """The parameters that name repositories of weights and their commits, as the records have them."""
+    record = next(iter(store.committed(modality).values()))
+    named = {
+        name.removesuffix("_commit"): value for name, value in record.made_with.items() if name.endswith("_commit")
+    }
+    parameters = {}
+    for name, commit in named.items():
+        parameters[name] = str(record.made_with[name])
+        parameters["revision" if name == "model" else f"{name}_revision"] = str(commit)
+    return parameters
+
+
 def views_of(store: LatentStore, image_root: Path | None, images: Sequence[StoredImage], size: int) -> Iterator[Pixels]:
     """What a source sees of each image, uint8 [3, size, size]."""
     contents = image_contents(store, image_root, [image.row for image in images])
     for image, content in zip(images, contents, strict=True):
         yield centre_square(decode_image(content, image.image_id), size)
+
+
+def is_within(stored: NDArray[np.generic], live: NDArray[np.generic], latent: LatentFormat, tolerance: float) -> bool:
+    """Whether latents [B, *shape] are equal but for a tolerance, and the last bit of the dtype that they lie in."""
+    if latent.vocabulary is not None or not tolerance:
+        return stored.tobytes() == live.tobytes()
+    before, after = stored.astype(np.float64), live.astype(np.float64)
+    if latent.quantisation is not None:
+        last_bit = np.broadcast_to(max(latent.quantisation.scale), before.shape)
+    else:
+        bits = {"float16": 10, "bfloat16": 7, "float32": 23}[latent.dtype]
+        last_bit = np.ldexp(1.0, np.frexp(np.maximum(np.abs(before), np.abs(after)))[1] - 1 - bits)
+    return bool((np.abs(before - after) <= tolerance + last_bit).all())
 
 
 def differences(stored: NDArray[np.generic], live: NDArray[np.generic], latent: LatentFormat) -> NDArray[np.float64]:

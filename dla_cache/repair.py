@@ -16,21 +16,26 @@ def require_shards(store: LatentStore, series: str, shards: Sequence[Shard]) -> 
     Raises:
         CorruptShardError: naming those that have not.
     """
-    committed = store.committed(series)
-    files = {shard: store.layout_of(series).files(shard.index) for shard in shards if shard.index in committed}
-    sizes = store.files.sizes([name for names in files.values() for name in names])
-    lost = [
-        str(shard.index)
-        for shard, names in files.items()
-        if record_problem(store, series, shard, committed[shard.index]) is not None
-        or sum(sizes.get(name, -1) for name in names) != committed[shard.index].size_bytes
-    ]
+    lost = [str(shard) for shard in lost_shards(store, series, shards)]
     if lost:
         raise CorruptShardError(
             f"{len(lost)} committed shards of `{series}` in `{store.place}` have lost their file, or it has another"
             f" size: {name_some(lost)} (`{store.place}/{store.layout_of(series).files(int(lost[0]))[0]}`)",
             hint="restore them from a copy, or run the same `dla cache build` with `--repair`: it makes them again",
         )
+
+
+def lost_shards(store: LatentStore, series: str, shards: Sequence[Shard]) -> list[int]:
+    """Those committed shards whose files are missing or of another size, or whose record is of another recipe."""
+    committed = store.committed(series)
+    files = {shard: store.layout_of(series).files(shard.index) for shard in shards if shard.index in committed}
+    sizes = store.files.sizes([name for names in files.values() for name in names])
+    return [
+        shard.index
+        for shard, names in files.items()
+        if record_problem(store, series, shard, committed[shard.index]) is not None
+        or sum(sizes.get(name, -1) for name in names) != committed[shard.index].size_bytes
+    ]
 
 
 def withdraw_damaged(

@@ -10,7 +10,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from dla_cache.errors import ImageError
-from dla_cache.images import decode_image, read_image_bytes, shrink
+from dla_cache.images import Pixels, decode_image, read_image_bytes, shrink
 from dla_cache.manifest import path_of
 from dla_cache.spec import ORIGINAL_IMAGES, CacheSpec, ImageRecipe
 from dla_cache.store.rows import RowTable
@@ -44,12 +44,15 @@ def image_recipe(spec: CacheSpec) -> ImageRecipe | None:
     )
 
 
-def encode_image(content: bytes, image_id: str, recipe: ImageRecipe) -> bytes:
+def encode_image(content: bytes, image_id: str, recipe: ImageRecipe, pixels: Pixels | None = None) -> bytes:
     """What a store holds of an image, of the bytes of its file.
 
     A made picture is upright 8-bit RGB as `decode_image` gives it, and so small that its shorter side has
     `recipe.size` pixels; smaller ones are not enlarged. `raw` is a binary PPM: any reader opens it, and what follows
     its one line of text are the pixels.
+
+    Args:
+        pixels: what `decode_image` makes of the bytes, from who has it already.
 
     Raises:
         ImageError: if the image cannot be decoded, or is too long for a JPEG.
@@ -57,7 +60,7 @@ def encode_image(content: bytes, image_id: str, recipe: ImageRecipe) -> bytes:
     if recipe.encoding == "original":
         return content
     assert recipe.size is not None
-    pixels = shrink(decode_image(content, image_id), recipe.size)
+    pixels = shrink(decode_image(content, image_id) if pixels is None else pixels, recipe.size)
     interleaved = np.ascontiguousarray(pixels.transpose(1, 2, 0))
     height, width, _ = interleaved.shape
     if recipe.encoding == "raw":

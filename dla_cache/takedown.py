@@ -122,6 +122,23 @@ def take_down(
     return reports
 
 
+def remove_unmade(path: Path, image_ids: Sequence[str]) -> None:
+    """Removes images that have no latent from a store, without the reading of every byte that `take_down` ends with.
+
+    Nothing needs to be untraceable here. Where the process dies, `take_down` finishes it.
+
+    Raises:
+        CorruptShardError: if a committed shard that must be rewritten is damaged.
+        StoreError: if the store cannot be read or written.
+    """
+    with sole_writer(path):
+        _bury(path, image_ids)
+        _, damaged = _rewrite_all(path, None)
+        _refuse_faults(damaged, ())
+        (path / UNFINISHED).unlink()
+        sync_folder(path)
+
+
 def ids_of_file(paths: Sequence[Path], content: bytes) -> list[str]:
     """The IDs under which stores know an image of these bytes."""
     sha256 = hashlib.sha256(content).hexdigest()

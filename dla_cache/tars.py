@@ -203,16 +203,20 @@ def read_range(root: Path, uri: str) -> bytes:
     fault, content, size_bytes = "", b"", 0
     try:
         # O_NONBLOCK: opening a pipe would wait for its writer.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            status = os.fstat(file.fileno())
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
             size_bytes = int(part[3]) if part else status.st_size
             if not stat.S_ISREG(status.st_mode):
                 fault = "is no regular file"
             elif size_bytes > MAX_FILE_BYTES:
                 fault = f"has {size_bytes} bytes, more than an image that can be decoded"
             else:
-                file.seek(start)
-                content = file.read(size_bytes)
+                content = os.pread(descriptor, size_bytes, start)
+                while len(content) < size_bytes and (more := os.pread(descriptor, size_bytes, start + len(content))):
+                    content += more
+        finally:
+            os.close(descriptor)
     except OSError as error:
         fault = f"cannot be read: {error.strerror}"
     if part and not fault and len(content) != size_bytes:

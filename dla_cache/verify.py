@@ -23,7 +23,7 @@ from dla_cache.store.content import content_sum
 from dla_cache.store.files import IS_LINK, MOVE_AWAY
 from dla_cache.store.layout import IMAGES, edges_of, open_shard
 from dla_cache.store.metadata import how_to_go_on
-from dla_cache.store.parts import ADOPTED, CARD, CARD_TITLE, UNFINISHED
+from dla_cache.store.parts import ADOPTED, CARD, CARD_TITLE, QUARANTINE, UNFINISHED
 from dla_cache.store.reading import is_out_of_reach, said_of
 from dla_cache.store.row_files import row_files, row_problems
 
@@ -327,7 +327,7 @@ def _surplus_problems(store: LatentStore) -> Iterator[Problem]:
     rows = row_files(store.rows, store.metadata.rows_sha256)
     files = {series: store.layout_of(series).files for series in store.series}
     shards = {name for series in store.series for shard in store.committed(series) for name in files[series](shard)}
-    known = shards | {CARD, ADOPTED, *rows, *store.metadata.files("")}
+    known = shards | {CARD, ADOPTED, QUARANTINE, *rows, *store.metadata.files("")}
     logs = {PurePosixPath("commits", series) for series in store.series}
     # A build writes over these, and `prune` removes them.
     planned = {name for series in store.series for shard in store.shards for name in files[series](shard.index)}

@@ -48,7 +48,9 @@ HOME = "/home/you"
 
 ELLIPSIS = "…"
 
-MEASURING = re.compile(r"dla (?:train|evaluate|predict|export|report|doctor|demo|sources fit|cache inspect|cache du)\b")
+MEASURING = re.compile(
+    r"dla (?:train|evaluate|predict|export|report|doctor|demo|sources fit|cache plan|cache inspect|cache du)\b"
+)
 """Commands whose numbers are measured: by training, on latents as this processor rounds them, or on this machine."""
 
 HASH = re.compile(r"\b[0-9a-f]{16,64}\b")

@@ -27,6 +27,34 @@ def checked_latents(
         LatentShapeError: if shape, number or kind of dtype are not the format's.
         NonFiniteLatentError: if a value is NaN, infinite, or beyond the stored dtype or vocabulary.
     """
+    samples, problem, places = _stored(latents, latent_format, image_ids)
+    if places:
+        bad = name_some(list(dict.fromkeys(image_ids[place] for place in places)))
+        hint = (
+            "store `dtype: float32`, or look at these images and at the source's parameters"
+            if latent_format.vocabulary is None
+            else "the source and its recipe disagree"
+        )
+        raise NonFiniteLatentError(f"the source put out {problem} for {bad}", hint=hint)
+    return samples
+
+
+def find_unstorable(
+    latents: NDArray[np.generic], latent_format: LatentFormat, image_ids: Sequence[str]
+) -> tuple[str, list[int]]:
+    """The places of those latents [n, *shape] that `checked_latents` refuses for their values, and what that is.
+
+    Raises:
+        LatentShapeError: as of `checked_latents`.
+    """
+    _, problem, places = _stored(latents, latent_format, image_ids)
+    return problem, places
+
+
+def _stored(
+    latents: NDArray[np.generic], latent_format: LatentFormat, image_ids: Sequence[str]
+) -> tuple[NDArray[np.generic], str, list[int]]:
+    """What is stored, what would be wrong with a value, and the places of those latents that have such a one."""
     expected = (len(image_ids), *latent_format.shape)
     if latents.shape != expected:
         raise LatentShapeError(
@@ -44,19 +72,14 @@ def checked_latents(
     if latent_format.vocabulary is None:
         samples = encode_numbers(latents, latent_format)
         good = is_storable(samples, latent_format)
-        problem, hint = (
-            f"NaN, infinity or a value beyond `{latent_format.dtype}`",
-            "store `dtype: float32`, or look at these images and at the source's parameters",
-        )
+        problem = f"NaN, infinity or a value beyond `{latent_format.dtype}`"
     else:
         codes = latents.astype(np.int64)
         samples = encode_numbers(codes, latent_format)
         good = (codes >= 0) & (codes < latent_format.vocabulary)
-        problem, hint = f"a code outside [0, {latent_format.vocabulary})", "the source and its recipe disagree"
-    bad = [image_ids[row] for row in np.flatnonzero(~good.all(axis=tuple(range(1, good.ndim)))).tolist()]
-    if bad:
-        raise NonFiniteLatentError(f"the source put out {problem} for {name_some(list(dict.fromkeys(bad)))}", hint=hint)
-    return samples
+        problem = f"a code outside [0, {latent_format.vocabulary})"
+    places = np.flatnonzero(~good.all(axis=tuple(range(1, good.ndim)))).tolist()
+    return samples, problem, places
 
 
 def as_stored(
@@ -87,7 +110,7 @@ def content_sum(image_ids: Iterable[str], payloads: Iterable[Payload]) -> int:
     total = 0
     for image_id, payload in zip(image_ids, payloads, strict=True):
         digest = hashlib.sha256(image_id.encode() + b"\0")
-        digest.update(bytes(payload))
+        digest.update(payload)
         total += int.from_bytes(digest.digest(), "big")
     return total % MODULUS
 

@@ -284,9 +284,11 @@ class LatentStore:
         if series == IMAGES:
             return {}
         samples = self._samples(series, payloads)
-        splits = np.array(self.rows.splits_of(self.kept_rows(shard).tolist()))
+        splits = self.rows.splits_of(self.kept_rows(shard).tolist())
         axis = self.recipe(series).format.channel_axis
-        return {str(split): measure(samples[splits == split], axis) for split in np.unique(splits)}
+        if len(set(splits)) == 1:
+            return {splits[0]: measure(samples, axis)}
+        return {split: measure(samples[np.array(splits) == split], axis) for split in sorted(set(splits))}
 
     def withdraw(self, series: str, records: Mapping[int, CommitRecord]) -> None:
         """Takes these records out of the commit log: their shards are then not committed any more.

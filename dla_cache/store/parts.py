@@ -22,6 +22,10 @@ ADOPTED = "adopted.json"
 """Changes of sources that were declared harmless; see `dla_cache.store.adopted`."""
 
 
+QUARANTINE = "quarantine.json"
+"""Images of which the last builds could make no latent, and why; see `dla_cache.quarantine`."""
+
+
 def refuse_links(store: Path) -> None:
     """Passes a store with no link among its folders and the files beside them: what is written would lie elsewhere.
 

@@ -24,6 +24,9 @@ from dla_cache.store.statistics import StoredError
 STEPS = 254
 """From the lowest number of a channel, stored as -127, to its highest, stored as 127."""
 
+EXPONENT = {"float16": 0x7C00, "bfloat16": 0x7F80}
+"""The bits that are all set in infinity and NaN alone."""
+
 FLOAT32_BITS = 24
 """Significant bits of a float32."""
 
@@ -33,6 +36,8 @@ SCALE_BITS = 16
 
 def encode_numbers(latents: NDArray[np.generic], latent: LatentFormat) -> NDArray[np.generic]:
     """What is stored of latents [n, *shape]: the same shape in the dtype on disk, rounded to nearest, ties to even.
+
+    The latents themselves where they have that dtype already.
 
     What the dtype cannot hold becomes infinity, an int8 -128; codes are taken as they are.
     """
@@ -47,7 +52,7 @@ def encode_numbers(latents: NDArray[np.generic], latent: LatentFormat) -> NDArra
             # Half of the last bit that stays, less one if that bit is 0: a tie goes to the even one. NaN would wrap.
             rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
             return np.where(np.isnan(latents), 0x7FC0, rounded).astype(stored)
-        return latents.astype(stored)
+        return latents.astype(stored, copy=False)
 
 
 def decode_numbers(stored: NDArray[np.generic], latent: LatentFormat) -> NDArray[np.generic]:
@@ -80,7 +85,12 @@ def from_payloads(payloads: NDArray[np.uint8], latent: LatentFormat) -> NDArray[
 def is_storable(stored: NDArray[np.generic], latent: LatentFormat) -> NDArray[np.bool_]:
     """Which of the numbers that `encode_numbers` made of continuous latents are those that it was given."""
     good: NDArray[np.bool_]
-    good = stored != -128 if latent.quantisation is not None else np.isfinite(decode_numbers(stored, latent))
+    if latent.quantisation is not None:
+        good = stored != -128
+    elif latent.dtype in EXPONENT:  # by its bits, a tenth of the time that NumPy takes for a float16
+        good = (stored.view("<u2") & EXPONENT[latent.dtype]) != EXPONENT[latent.dtype]
+    else:
+        good = np.isfinite(stored)
     return good
 
 
@@ -109,7 +119,7 @@ def measure_error(handed: NDArray[np.generic], stored: NDArray[np.generic], late
 
     None for codes, and where nothing was lost.
     """
-    if latent.kind == "codes":
+    if latent.kind == "codes" or (handed.dtype == stored.dtype and latent.quantisation is None):
         return None
     error = np.abs(np.subtract(decode_numbers(stored, latent), handed, dtype=np.result_type(handed, np.float32)))
     if not error.any():

@@ -1,5 +1,6 @@
 """Moments of latents, and of the error of storing them, that merge: kept per shard, put together for any shards."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -64,15 +65,23 @@ def measure(latents: NDArray[np.generic], channel_axis: int) -> SplitStatistics:
     Args:
         channel_axis: an axis of one sample, so without the leading one.
     """
-    values = np.moveaxis(latents.astype(np.float64), channel_axis + 1, 0)
-    values = values.reshape(len(values), -1)
-    return SplitStatistics(
-        count=len(latents),
-        mean=tuple(values.mean(1).tolist()),
-        variance=tuple(values.var(1).tolist()),
-        minimum=tuple(values.min(1).tolist()),
-        maximum=tuple(values.max(1).tolist()),
-    )
+    channels = np.moveaxis(latents, channel_axis + 1, 0)
+    if math.prod(latents.shape[channel_axis + 2 :]) == 1:
+        # Of channels that lie side by side NumPy adds up image by image, else pairwise. Another way to add would find
+        # another last digit than is recorded.
+        moments = [_moments(np.moveaxis(latents.astype(np.float64), channel_axis + 1, 0).reshape(len(channels), -1))]
+    else:  # one after the other, since together they do not fit into a processor's cache
+        moments = [_moments(channel.astype(np.float64, order="C").reshape(1, -1)) for channel in channels]
+    mean, variance, minimum, maximum = (tuple(np.concatenate(parts).tolist()) for parts in zip(*moments, strict=True))
+    return SplitStatistics(count=len(latents), mean=mean, variance=variance, minimum=minimum, maximum=maximum)
+
+
+def _moments(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """Mean, variance, minimum and maximum of each row, [C] of [C, n]; `values` is used up."""
+    mean, minimum, maximum = values.mean(1), values.min(1), values.max(1)
+    values -= mean[:, None]
+    values *= values
+    return mean, values.mean(1), minimum, maximum
 
 
 def merge_statistics(parts: Sequence[SplitStatistics]) -> LatentStatistics:

@@ -285,14 +285,18 @@ def test_a_signal_ends_a_build_between_batches_and_nothing_is_lost(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     class Signalled(GreySource):
+        calls = 0
+
         def encode(self, pixels: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
-            signal.raise_signal(number)
+            self.calls += 1
+            if self.calls == 1:  # a second signal would act at once
+                signal.raise_signal(number)
             return super().encode(pixels, seeds)
 
     handler = signal.getsignal(number)
     with monkeypatch.context() as patch:
         patch.setattr(dla_cache.sources, "open_source", Signalled)
-        result = run(*BUILD)
+        result = run(*BUILD, "--batch-size", "4")
     assert isinstance(result.exception, WorkInterrupted)
     assert "1 of 3 shards" in str(result.exception)
     assert signal.getsignal(number) is handler

@@ -61,3 +61,24 @@ def test_the_same_part_cannot_stand_twice(tmp_path: Path, made: SimpleNamespace)
     store = made.store(tmp_path / "s", recipe, made.latents(recipe, 11), 3)
     once, twice = (store.statistics("depth", splits) for splits in (["train"], ["train", "train"]))
     assert once.count == twice.count
+
+
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=2, max_size=4),
+    axis=st.integers(0, 2),
+    dtype=st.sampled_from(["float16", "float32", "int16"]),
+    seed=st.integers(0, 9),
+)
+def test_moments_have_the_bits_of_numpys_on_all_values_at_once(
+    shape: list[int], axis: int, dtype: str, seed: int
+) -> None:
+    axis %= len(shape) - 1
+    latents = (np.random.default_rng(seed).normal(size=shape) * 100).astype(dtype)
+    # As they were computed when the first stores were written: another order of adding gives another last digit.
+    values = np.moveaxis(latents.astype(np.float64), axis + 1, 0)
+    values = values.reshape(len(values), -1)
+    found = measure(latents, axis)
+    assert found.mean == tuple(values.mean(1).tolist())
+    assert found.variance == tuple(values.var(1).tolist())
+    assert found.minimum == tuple(values.min(1).tolist())
+    assert found.maximum == tuple(values.max(1).tolist())

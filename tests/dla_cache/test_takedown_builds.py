@@ -68,7 +68,7 @@ def build(tmp_path: Path, images: Manifest, whole: CacheSpec, open_source: Calla
 
 @pytest.fixture
 def begin(build: Callable) -> Callable:
-    """Builds until so many batches are encoded or shards of images stored: 3 make a shard, 10 the whole store."""
+    """Builds until so many batches are through, of latents and images by turns: 5 make a shard, 12 the whole store."""
 
     def run(steps: int, **options: object) -> None:
         seen: list[BuildProgress] = []
@@ -128,7 +128,7 @@ def test_removals_at_any_moments_of_a_build_end_as_those_of_a_finished_store(
     rng = random.Random(seed)
     removed: set[str] = set()
     for _ in range(rng.randint(1, 3)):
-        begin(rng.randint(1, 8))
+        begin(rng.randint(1, 11))
         some = rng.sample(images.image_ids, rng.randint(1, 4))
         take_down([tmp_path / "s"], some)
         removed.update(some)
@@ -151,7 +151,7 @@ def test_removed_images_are_counted_and_neither_opened_nor_encoded(
             encoded.append(len(seeds))
             return super().encode(pixels, seeds)
 
-    begin(4)
+    begin(5)
     take_down([tmp_path / "s"], DOOMED)
     for row in images.rows():
         if row.image_id in DOOMED:
@@ -242,7 +242,7 @@ def test_nothing_is_written_by_a_row_table_of_before_a_removal(
 ) -> None:
     build("other")
     other = open_store(tmp_path / "other")
-    begin(4)
+    begin(5)
     late: LatentStore = open_store(tmp_path / "s")
     take_down([tmp_path / "s"], DOOMED)
     records = late.committed("depth")
@@ -268,7 +268,7 @@ def test_nothing_is_written_by_it_where_the_removal_was_killed(
 ) -> None:
     build("other")
     latents = open_store(tmp_path / "other").read("depth", np.arange(5, 10))
-    begin(4)
+    begin(5)
     outcomes = []
     for deaths in range(1, 12, 2):
         path = tmp_path / f"killed-at-{deaths}"

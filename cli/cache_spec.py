@@ -1,0 +1,59 @@
+"""The cache spec that a command line stands for: a file, or one source, and settings."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cli.settings import apply_overrides
+
+if TYPE_CHECKING:
+    from dla_cache.spec import CacheSpec
+
+
+def read_cache_spec(
+    spec_path: Path | None,
+    source: str | None,
+    modality: str | None,
+    image_encoding: str | None,
+    overrides: Sequence[str],
+) -> "CacheSpec":
+    """The resolved spec of `build` and `plan`."""
+    from dla_cache.spec import CacheSpec, parse_spec
+
+    fields = _spec_fields(spec_path, source, modality)
+    if image_encoding is not None:
+        fields["images"] = image_encoding
+    spec = parse_spec(apply_overrides(fields, overrides), CacheSpec, where=str(spec_path or "--source"))
+    find_own_modules(spec)
+    return spec
+
+
+def find_own_modules(spec: "CacheSpec") -> None:
+    """Lets modules of a user's own sources be found in the current folder, where an installed `dla` does not look."""
+    if any(":" in entry.source for entry in spec.latents):
+        sys.path.insert(0, str(Path.cwd()))
+
+
+def _spec_fields(spec_path: Path | None, source: str | None, modality: str | None) -> dict[str, Any]:
+    """The fields of the spec file, or of the spec that `--source` stands for."""
+    from dla_cache.sources import SOURCES
+    from dla_cache.spec import load_yaml
+
+    if (spec_path is None) == (source is None):
+        raise typer.BadParameter("name either a spec file or one --source", param_hint="SPEC")
+    if spec_path is not None:
+        if modality is not None:
+            raise typer.BadParameter("it goes with --source; a spec file says it itself", param_hint="--modality")
+        return load_yaml(spec_path)
+    assert source is not None
+    if modality is None and source in SOURCES:
+        modality = SOURCES[source].modality.value
+    if modality is None:
+        raise typer.BadParameter(
+            f"dla does not know what `{source}` makes; its own sources are {', '.join(SOURCES)}",
+            param_hint="--modality",
+        )
+    return {"latents": [{"source": source, "modality": modality}]}
