@@ -70,11 +70,12 @@ def advice(audits: Sequence["ModalityAudit"], *, n_classes: int) -> list[str]:
 
 
 def show_captions(place: str, spec: "CacheSpec") -> None:
-    """What the captions of a store that was built give away, if its sources read any."""
+    """What the captions of a store that was built give away, if its sources read any; one of a user's own may."""
     from dla_cache.leaks import audit_store, reads_captions
+    from dla_cache.sources import SOURCES
     from dla_cache.store import open_store
 
-    if any(reads_captions(entry.source, entry.parameters) for entry in spec.latents):
+    if any(entry.source not in SOURCES or reads_captions(entry.source, entry.parameters) for entry in spec.latents):
         for audit in audit_store(open_store(place)):
             if audit.counts:
                 typer.echo(f"captions      {audit.modality}: {audit.in_words}")

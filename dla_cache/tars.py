@@ -1,5 +1,6 @@
 """WebDataset shards: the samples of a tar file and where their bytes lie in it; nothing is unpacked."""
 
+import errno
 import json
 import os
 import posixpath
@@ -207,6 +208,8 @@ def read_range(root: Path, uri: str) -> bytes:
         try:
             status = os.fstat(descriptor)
             size_bytes = int(part[3]) if part else status.st_size
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if not stat.S_ISREG(status.st_mode):
                 fault = "is no regular file"
             elif size_bytes > MAX_FILE_BYTES:

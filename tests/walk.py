@@ -55,6 +55,7 @@ MEASURING = re.compile(
 
 HASH = re.compile(r"\b[0-9a-f]{16,64}\b")
 RATE = re.compile(r"\d+\.\d+ (?=\w+/s\b)|\d+\.\d+ (?=s\b)")
+BUSY = re.compile(r"(?<=device busy )\d+\.\d+ %|(?<=device        busy )\d+\.\d+ %|[,;] it wait(s|ed) for [a-z ]+")
 NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
 
 
@@ -141,8 +142,9 @@ def _read_console(lines: list[str], begin: int, end: int, *, is_recorded: bool) 
 
 
 def normalise(line: str, *, is_measuring: bool) -> str:
-    """The line without hashes of latents, rates and durations; of a measuring command without numbers and widths."""
-    line = RATE.sub("# ", HASH.sub("<hash>", line.rstrip()))
+    """The line without hashes of latents, rates and durations, and whether the device was busy; of a measuring command
+    without numbers and widths."""
+    line = BUSY.sub("", RATE.sub("# ", HASH.sub("<hash>", line.rstrip())))
     return re.sub(" +", " ", NUMBER.sub("#", line)) if is_measuring else line
 
 

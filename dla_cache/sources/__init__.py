@@ -1,5 +1,6 @@
 """What fills one modality of the cache: a generator stopped before its decoder, or an encoder."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -9,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dla_cache.errors import DlaError, MissingDependencyError, SourceError, SpecError
+from dla_cache.errors import DlaError, MissingDependencyError, SourceError, SpecError, name_some
 from dla_cache.sources.catalog import SOURCES as SOURCES
 from dla_cache.sources.catalog.entry import SourceEntry as SourceEntry
 from dla_cache.spec import LatentSpec, Recipe
@@ -25,6 +26,26 @@ class Encoded:
     """[B], the text that each latent was made from; empty if no text of the image was used."""
     rejected: Mapping[int, str] = field(default_factory=dict)
     """Place in the batch → why this image has no latent, as one that a safety checker blanked."""
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            SourceError: if what is told is not of these images.
+        """
+        count = len(self.latents)
+        if not isinstance(self.captions, list | tuple) or not all(isinstance(one, str) for one in self.captions):
+            raise SourceError("a source told captions that are no list of texts", hint="mend the source")
+        if len(self.captions) not in (0, count):
+            raise SourceError(
+                f"a source told {len(self.captions)} captions of {count} images",
+                hint="let it tell one of each, or none",
+            )
+        for place in self.rejected:
+            if isinstance(place, bool) or not isinstance(place, int | np.integer) or not 0 <= place < count:
+                raise SourceError(
+                    f"a source rejected image `{place}` of a batch of {count}",
+                    hint="a place in the batch counts from 0: mend the source",
+                )
 
 
 class LatentSource(Protocol):
@@ -89,7 +110,15 @@ class SeveralDraws:
         self.encode, self.close = source.encode, source.close
         self.made_with: Mapping[str, str | int | float | bool] = getattr(source, "made_with", {})
         self.tolerance: float = getattr(source, "tolerance", 0.0)
-        self.recipe = source.recipe.model_copy(update={"format": source.recipe.format.with_draws(draws)})
+        try:
+            several = source.recipe.format.with_draws(draws)
+        except ValueError as error:  # a latent too large, or one that has draws already
+            shape = list(source.recipe.format.shape)
+            raise SpecError(
+                f"`{source.recipe.source}` cannot be stored in {draws} draws of shape {shape}",
+                hint="take fewer draws, or a smaller latent",
+            ) from error
+        self.recipe = source.recipe.model_copy(update={"format": several})
 
 
 def _open_one_draw(spec: LatentSpec, device: str) -> LatentSource:
@@ -97,12 +126,21 @@ def _open_one_draw(spec: LatentSpec, device: str) -> LatentSource:
         return open_own_source(spec, spec.source, device)
     entry = SOURCES.get(spec.source)
     if entry is None:
-        named = entry_points(group=ENTRY_POINTS, name=spec.source)
-        if named:
-            return open_own_source(spec, next(iter(named)).value, device)
+        locations = sorted({point.value for point in entry_points(group=ENTRY_POINTS, name=spec.source)})
+        if len(locations) > 1:
+            raise SourceError(
+                f"{len(locations)} installed packages have a source `{spec.source}`: {name_some(locations)}",
+                hint="name one of these places as `source`, or uninstall the others",
+            )
+        if locations:
+            return open_own_source(spec, locations[0], device)
         raise SourceError(
             f"there is no source `{spec.source}`",
             hint=f"known sources: {', '.join(f'`{name}`' for name in SOURCES)}; one of your own is `module:Class`",
+        )
+    if spec.modality.kind != entry.modality.kind:
+        raise SourceError(
+            f"`{spec.source}` makes `{entry.modality}`, not `{spec.modality}`", hint=f"set `modality: {entry.modality}`"
         )
     module, name = entry.location.split(":")
     try:
@@ -152,4 +190,38 @@ def open_own_source(spec: LatentSpec, location: str, device: str) -> LatentSourc
             f"the recipe of `{spec.source}` says {wrong[0]} `{said[wrong[0]]}`, the spec `{wanted[wrong[0]]}`",
             hint="take `source`, `modality` and `seed` of the recipe from the spec: they name what is stored",
         )
+    if fault := _fault_of(source):
+        raise SourceError(f"`{spec.source}` {fault}", hint="mend the source, see docs/guides/own-source.md")
     return source
+
+
+def _fault_of(source: LatentSource) -> str:
+    """What would fail only when the first shard has been computed; empty if nothing does."""
+    latent, told = source.recipe.format, getattr(source, "made_with", {})
+    tolerance = getattr(source, "tolerance", 0.0)
+    channel = "channel" if latent.vocabulary is None else "codebook"
+    if channel not in latent.axes:
+        return f"has no axis `{channel}` among {list(latent.axes)}: statistics are kept along it"
+    if latent.axes[0] == "draw":
+        return "says an axis `draw` of its own: `draws` of the spec makes it"
+    if not callable(getattr(source, "close", None)):
+        return "has no method `close`"
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
+        return f"states the tolerance `{tolerance}`, which is no number from 0 on"
+    if not isinstance(told, Mapping) or not all(isinstance(name, str) for name in told):
+        return "states `made_with` that is no mapping from names"
+    wrong = [name for name, value in told.items() if not _is_plain(value)]
+    if wrong:
+        return f"states `made_with` of which {name_some(wrong)} is no text, finite number or truth value"
+    return next(
+        (
+            f"has the parameter `{name}` of {value}"
+            for name, value in source.recipe.parameters.items()
+            if not _is_plain(value)
+        ),
+        "",
+    )
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))

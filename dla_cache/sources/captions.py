@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import AutoTokenizer, BlipImageProcessorPil, LogitsProcessor, LogitsProcessorList
+from transformers import AutoTokenizer, LogitsProcessor, LogitsProcessorList
 
 from dla_cache.errors import SourceError, SpecError, name_some
 from dla_cache.leaks import mask_captions
@@ -59,6 +59,8 @@ class BlipCaptioner:
     """BLIP, greedy: of an image the same words whatever else is in the batch."""
 
     def __init__(self, folder: Path, device: str, parameters: CommonParameters, caption_tokens: int) -> None:
+        from transformers import BlipImageProcessorPil  # here, as not every version of the library has it
+
         if caption_tokens < 1:
             raise SpecError(f"`caption_tokens` is {caption_tokens}, below 1", hint="raise it, or leave it out")
         model, self.lacking = load_model("transformers.BlipForConditionalGeneration", folder, parameters)
@@ -85,7 +87,7 @@ class BlipCaptioner:
     @property
     def vocabulary(self) -> int:
         """How many codes a caption may hold: a model may know more than its tokenizer has words for."""
-        return max(len(self.tokenizer), self.model.config.text_config.vocab_size)
+        return max(len(self.tokenizer), int(self.model.config.text_config.vocab_size))
 
     def say(self, pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Codes [B, caption_tokens] of what is in each image, without those of beginning and end, filled up with that

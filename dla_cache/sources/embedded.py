@@ -190,11 +190,7 @@ class EmbeddedAudioRidge(EmbeddedRidge):
 
 
 def embedded_recipe(spec: LatentSpec, modality: Modality, weights_sha256: str, parameters: StrictModel) -> Recipe:
-    """The recipe of an embedded source; another modality than its own is refused."""
-    if spec.modality.kind != modality:
-        raise SourceError(
-            f"`{spec.source}` makes `{modality}`, not `{spec.modality}`", hint=f"set `modality: {modality}`"
-        )
+    """The recipe of an embedded source."""
     return Recipe(
         modality=spec.modality,
         source=spec.source,

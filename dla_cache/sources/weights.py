@@ -6,6 +6,7 @@ there, or go on with others than it began with.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ CONFIGURATIONS = (
     "processor_config.json",
 )
 """Those of them that may name code."""
+INDEX = re.compile(r"[^.]+(?:\.([^.]+))?\.safetensors\.index(?:\.([^.]+))?\.json")
+"""The file that says which weights lie in which of several files, and maybe of which variant."""
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
+"""Files of which a tokenizer has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,7 @@ def find_weights(
         raise SourceError(f"`{model}` has no file `{only}`", hint="look at the names of its files")
     _refuse_own_code(model, files)
     _refuse_pickles(model, path, files)
+    _refuse_tokenizers_without_words(model, path, files)
     weights = [file for file in files if file.suffix == WEIGHTS]
     if not weights or (variant and not only and not any(_variant_of(file) == variant for file in weights)):
         raise SourceError(f"`{model}` has no {_of_variant(variant)}safetensors", hint=_how(variant))
@@ -116,7 +122,7 @@ def _loaded_files(folder: Path, variant: str, without: Sequence[str]) -> Iterato
     """The files that loading a checkpoint reads: of a pipeline those in the folders of its components."""
     index = folder / "model_index.json"
     if index.is_file():
-        components = [name for name, value in _read_json(index).items() if isinstance(value, list) and value[0]]
+        components = [name for name, value in _read_json(index).items() if isinstance(value, list) and any(value)]
         yield index
         folders = [folder / name for name in components if name not in without]
     else:
@@ -124,10 +130,30 @@ def _loaded_files(folder: Path, variant: str, without: Sequence[str]) -> Iterato
     for place in folders:
         files = [file for file in place.glob("*") if file.is_file()]
         yield from (file for file in files if file.suffix in TEXTS and not _is_index_of_other(file, variant))
-        weights = [file for file in files if file.suffix == WEIGHTS]
-        of_variant = [file for file in weights if variant and _variant_of(file) == variant]
+        weights = {file: _variant_of(file) for file in files if file.suffix == WEIGHTS}
+        indices = {file: found[1] or found[2] or "" for file in files if (found := INDEX.fullmatch(file.name))}
         # As diffusers does it: a component without that variant comes as it is, and some component must have it.
-        yield from of_variant or (file for file in weights if not _variant_of(file))
+        wanted = variant if variant in (*weights.values(), *indices.values()) else ""
+        chosen = [file for file, of in weights.items() if of == wanted]
+        parts = [place / name for name in _parts_in([file for file, of in indices.items() if of == wanted])]
+        yield from dict.fromkeys([*chosen, *(file for file in parts if file.is_file())])
+
+
+def _parts_in(indices: Sequence[Path]) -> Iterator[str]:
+    """The files that indices of weights in parts name, whatever they are called.
+
+    Raises:
+        SourceError: if one lies elsewhere: transformers would load it, and no hash would know of it.
+    """
+    for file in indices:
+        named = _read_json(file).get("weight_map")
+        for name in sorted(set(map(str, named.values()))) if isinstance(named, dict) else ():
+            if Path(name).name != name:
+                raise SourceError(
+                    f"`{file.name}` in `{file.parent.name}` names weights that do not lie beside it: `{name}`",
+                    hint="do not use this checkpoint, or write its weights anew by `save_pretrained`",
+                )
+            yield name
 
 
 def _variant_of(file: Path) -> str:
@@ -169,6 +195,17 @@ def _names_code(value: Any) -> bool:
     )
 
 
+def _refuse_tokenizers_without_words(model: str, folder: Path, files: Sequence[Path]) -> None:
+    """transformers makes a tokenizer of no words at all then, and every text is the same one to it."""
+    for file in files:
+        words = (file.parent.glob(pattern) for pattern in VOCABULARIES)
+        if file.name == "tokenizer_config.json" and not any(one.is_file() for found in words for one in found):
+            place = file.relative_to(folder).parent / "tokenizer.json"
+            raise SourceError(
+                f"`{model}` has a tokenizer without its words: there is no `{place.as_posix()}`", hint="fetch it again"
+            )
+
+
 def _refuse_pickles(model: str, folder: Path, files: Sequence[Path]) -> None:
     """A component, or the only model, whose weights come as pickles alone."""
     for place in sorted({file.parent for file in files}):
@@ -194,7 +231,7 @@ def _how(variant: str) -> str:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SourceError(
             f"`{file.name}` in `{file.parent.name}` cannot be read: {error}", hint="fetch it again"
         ) from error

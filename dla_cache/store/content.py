@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from json.encoder import encode_basestring_ascii
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dla_cache.errors import LatentShapeError, NonFiniteLatentError, name_some
 from dla_cache.spec import LatentFormat, Recipe, canonical_json
-from dla_cache.store.precision import decode_numbers, encode_numbers, is_storable
+from dla_cache.store.precision import are_storable, decode_numbers, encode_numbers
 
 MODULUS = 2**256
 
@@ -71,15 +72,15 @@ def _stored(
         )
     if latent_format.vocabulary is None:
         samples = encode_numbers(latents, latent_format)
-        good = is_storable(samples, latent_format)
+        good = are_storable(samples, latent_format)
         problem = f"NaN, infinity or a value beyond `{latent_format.dtype}`"
     else:
         codes = latents.astype(np.int64)
         samples = encode_numbers(codes, latent_format)
-        good = (codes >= 0) & (codes < latent_format.vocabulary)
+        in_range = (codes >= 0) & (codes < latent_format.vocabulary)
+        good = in_range.all(axis=tuple(range(1, in_range.ndim)))
         problem = f"a code outside [0, {latent_format.vocabulary})"
-    places = np.flatnonzero(~good.all(axis=tuple(range(1, good.ndim)))).tolist()
-    return samples, problem, places
+    return samples, problem, np.flatnonzero(~good).tolist()
 
 
 def as_stored(
@@ -110,7 +111,7 @@ def content_sum(image_ids: Iterable[str], payloads: Iterable[Payload]) -> int:
     total = 0
     for image_id, payload in zip(image_ids, payloads, strict=True):
         digest = hashlib.sha256(image_id.encode() + b"\0")
-        digest.update(payload)
+        digest.update(payload if isinstance(payload, bytes) else payload.data)
         total += int.from_bytes(digest.digest(), "big")
     return total % MODULUS
 
@@ -124,6 +125,6 @@ def content_hash(image_ids: Iterable[str], sums: Iterable[tuple[Recipe, Iterable
     # The canonical JSON of `[IDs, parts]`, without ever holding ten million IDs.
     digest = hashlib.sha256(b"[[")
     for place, image_id in enumerate(image_ids):
-        digest.update(f"{',' if place else ''}{canonical_json(image_id)}".encode())
+        digest.update(f"{',' if place else ''}{encode_basestring_ascii(image_id)}".encode())
     digest.update(f"],{canonical_json(parts)}]".encode())
     return digest.hexdigest()

@@ -22,6 +22,7 @@ from dla_cache.sources.seeding import sample_seed
 from dla_cache.spec import CacheSpec, LatentSpec, Modality
 from dla_cache.store import open_store
 
+EMBEDDED = [name for name in SOURCES if name.startswith("embedded-")]
 WEIGHTS = resources.files("dla_cache.sources") / "weights"
 
 
@@ -68,7 +69,7 @@ def test_an_unknown_or_impossible_parameter_is_refused_by_its_name(source, param
     assert f"`{source}`" in refused.value.message
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", EMBEDDED)
 def test_another_modality_is_refused(source):
     with pytest.raises(SourceError, match=r"makes `(depth|audio)`, not `motion`") as refused:
         open_source(spec_of(source, modality=Modality.MOTION), "cpu")
@@ -119,7 +120,7 @@ def test_the_number_of_steps_matters(flow, held_out):
     assert np.abs(few.encode(held_out[0][:2], [0, 1]) - flow.encode(held_out[0][:2], [0, 1])).max() > 1e-2
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", EMBEDDED)
 def test_a_latent_is_the_same_to_the_bit_whatever_its_batch_its_place_and_the_threads(source, held_out):
     opened, pixels, seeds = open_source(spec_of(source), "cpu"), held_out[0][:70], [*range(70)]
     whole = opened.encode(pixels, seeds)
@@ -164,7 +165,7 @@ def test_what_is_stored_does_not_depend_on_batch_size_shard_size_or_order(listed
     assert all(np.array_equal(one, stored[0]) for one in stored)
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", EMBEDDED)
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta"])
 def test_a_device_that_is_not_there_is_one_error(source, device):
     with pytest.raises(SourceError, match=f"device `{device}` cannot be used") as refused:
@@ -172,7 +173,7 @@ def test_a_device_that_is_not_there_is_one_error(source, device):
     assert refused.value.hint
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", EMBEDDED)
 def test_latents_are_float32_for_the_store_to_round_and_finite_in_float16(source, held_out):
     opened = open_source(spec_of(source, dtype="float16"), "cpu")
     latents = opened.encode(held_out[0], range(100))
@@ -183,7 +184,7 @@ def test_latents_are_float32_for_the_store_to_round_and_finite_in_float16(source
     opened.close()
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", EMBEDDED)
 def test_encoding_never_decodes(source, held_out, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a decoder was built or called")
@@ -196,7 +197,7 @@ def test_encoding_never_decodes(source, held_out, monkeypatch):
         decode_depth(np.zeros((1, 8, 4, 4), np.float16))
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", EMBEDDED)
 def test_the_global_generator_of_torch_plays_no_part(source, held_out):
     opened = open_source(spec_of(source), "cpu")
     torch.manual_seed(1)
@@ -255,7 +256,7 @@ def test_what_is_decoded_lies_between_0_and_1(decode):
 
 
 def test_the_shipped_generators_are_float16_of_at_most_4_mb():
-    for source in SOURCES:
+    for source in EMBEDDED:
         assert len((WEIGHTS / f"{source}.safetensors").read_bytes()) <= 4e6
         assert {dtype for _, dtype in layout_of(WEIGHTS / f"{source}.safetensors").values()} == {"F16"}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dla_cache.errors import SourceError
-from dla_cache.sources import open_source
+from dla_cache.errors import SourceError, SpecError
+from dla_cache.sources import SOURCES, Encoded, open_source
 from dla_cache.spec import CacheSpec, LatentSpec, load_yaml, parse_spec
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "own-source.md"
@@ -56,3 +56,72 @@ def test_what_is_no_source_of_this_spec_is_one_message(module, source, fault):
     with pytest.raises(SourceError, match=fault) as refused:
         open_source(LatentSpec(modality="normals", source=source), "cpu")
     assert refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ("self.close = None", "no method `close`"),
+        ("self.made_with = {'loss': float('nan')}", "`loss` is no text"),
+        ("self.made_with = {'config': {}}", "`config` is no text"),
+        ("self.made_with = ['torch']", "no mapping"),
+        ("self.tolerance = 'small'", "the tolerance `small`"),
+        ("self.recipe = changed(self.recipe, axes=('token', 'height', 'width'))", "no axis `channel`"),
+        ("self.recipe = self.recipe.model_copy(update={'format': self.recipe.format.with_draws(2)})", "axis `draw`"),
+        ("self.recipe = self.recipe.model_copy(update={'parameters': {'a': float('inf')}})", "parameter `a` of inf"),
+    ],
+)
+def test_what_would_fail_only_after_a_shard_was_computed_is_told_when_a_source_is_opened(module, change, fault):
+    (module / "others.py").write_text(
+        "import my_sources\n"
+        "def changed(recipe, **fields):\n"
+        "    return recipe.model_copy(update={'format': recipe.format.model_copy(update=fields)})\n"
+        "class Other(my_sources.Gradients):\n"
+        "    def __init__(self, spec, device):\n"
+        "        super().__init__(spec, device)\n"
+        f"        {change}\n"
+    )
+    with pytest.raises(SourceError, match=fault):
+        open_source(LatentSpec(modality="normals", source="others:Other"), "cpu")
+
+
+def test_more_draws_than_a_latent_can_have_are_refused(module):
+    (module / "others.py").write_text(
+        "import my_sources\n"
+        "class Other(my_sources.Gradients):\n"
+        "    def __init__(self, spec, device):\n"
+        "        super().__init__(spec, device)\n"
+        "        large = self.recipe.format.model_copy(update={'shape': (2, 1024, 1024)})\n"
+        "        self.recipe = self.recipe.model_copy(update={'format': large})\n"
+    )
+    with pytest.raises(SpecError, match="cannot be stored in 1024 draws"):
+        open_source(LatentSpec(modality="normals", source="others:Other", draws=1024), "cpu")
+
+
+def test_a_name_that_two_packages_give_a_source_is_refused(module):
+    for package, location in (("one", "my_sources:Gradients"), ("two", "others:Other")):
+        told = module / f"{package}-1.dist-info"
+        told.mkdir()
+        (told / "METADATA").write_text(f"Name: {package}\nVersion: 1\n")
+        (told / "entry_points.txt").write_text(f"[dla.sources]\ngradients = {location}\n")
+    with pytest.raises(SourceError, match=r"2 installed packages have a source `gradients`: `my_sources:Gradients`"):
+        open_source(LatentSpec(modality="normals", source="gradients"), "cpu")
+
+
+@pytest.mark.parametrize("source", ["dinov2", "sd-img2img"])
+def test_a_source_fills_no_modality_of_another_kind(source):
+    with pytest.raises(SourceError, match="not `audio-mine`") as refused:
+        open_source(LatentSpec(modality="audio-mine", source=source), "cpu")
+    assert f"modality: {SOURCES[source].modality}" in refused.value.hint
+
+
+@pytest.mark.parametrize("place", [-1, 2, "image-0"])
+def test_an_image_that_is_not_in_the_batch_cannot_be_rejected(place):
+    with pytest.raises(SourceError, match=f"rejected image `{place}` of a batch of 2"):
+        Encoded(np.zeros((2, 1)), rejected={place: "blank"})
+
+
+@pytest.mark.parametrize("captions", [["one"], "ab", [1, 2], None])
+def test_captions_are_one_text_an_image_or_none(captions):
+    with pytest.raises(SourceError, match="captions"):
+        Encoded(np.zeros((2, 1)), captions)

@@ -106,14 +106,14 @@ def test_a_checkpoint_of_stable_audio_needs_the_package_of_its_scheduler(
     def lacking(*_arguments: Any, **_settings: Any) -> Any:
         raise ImportError("CosineDPMSolverMultistepScheduler requires the torchsde library")
 
-    monkeypatch.setattr(diffusers.EDMDPMSolverMultistepScheduler, "from_pretrained", lacking)
+    monkeypatch.setattr(diffusers.CosineDPMSolverMultistepScheduler, "from_pretrained", lacking)
     with pytest.raises(MissingDependencyError, match="torchsde"):
         opened_with("stable-audio", checkpoint("stable-audio"))
 
 
 def test_stable_audio_keeps_the_scheduler_that_counts_time_as_its_model_does(checkpoint: Checkpoint) -> None:
     with pytest.raises(SourceError, match="keeps the scheduler of its checkpoint"):
-        opened_with("stable-audio", checkpoint("stable-audio"), scheduler="CosineDPMSolverMultistepScheduler")
+        opened_with("stable-audio", checkpoint("stable-audio"), scheduler="EDMDPMSolverMultistepScheduler")
 
 
 def codes_of_library(folder: Path, n_texts: int, **settings: Any) -> torch.Tensor:

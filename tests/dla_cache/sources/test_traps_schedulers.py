@@ -4,7 +4,6 @@ import json
 import random
 import shutil
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,6 @@ from dla_cache.sources.catalog.entry import PipelineRow
 from dla_cache.sources.presets import scheduler_like
 from tests.dla_cache.sources.conftest import some_pixels, spec_of
 from tests.dla_cache.sources.tiny import SIDE
-
-NEEDS = {"CosineDPMSolverMultistepScheduler": "torchsde"}
-"""Schedulers that need a library which is not part of dla's environment, and are tried where it is installed."""
-
 
 def kinds_of_rows() -> list[str]:
     """One row for each pipeline and list of schedulers."""
@@ -40,8 +35,6 @@ def test_every_allowed_scheduler_repeats_and_leaves_the_global_generators_alone(
     source: Any = opened(row)
     pixels = some_pixels(source.recipe.source_view_size, 2)
     for name in SOURCES[row].row.schedulers:
-        if name in NEEDS and find_spec(NEEDS[name]) is None:
-            continue
         scheduler = scheduler_like(source.pipeline.scheduler, name, {})
         monkeypatch.setattr(source.pipeline, "scheduler", scheduler)
         states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()

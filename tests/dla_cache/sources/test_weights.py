@@ -153,3 +153,38 @@ def test_a_configuration_that_is_no_json_is_an_error(tmp_path: Path) -> None:
     folder = write(tmp_path, config_json="{", model_safetensors="weights")
     with pytest.raises(SourceError, match=r"`config.json` .* cannot be read"):
         find_weights(str(folder))
+
+
+@pytest.mark.parametrize("variant", ["", "fp16"])
+def test_the_hash_is_of_the_files_that_an_index_names_whatever_they_are_called(variant: str, tmp_path: Path) -> None:
+    index = f"model_safetensors.index.{variant}_json" if variant else "model_safetensors.index_json"
+    parts = {index: {"weight_map": {"weight": "model.own_name.safetensors"}}, "model.own_name_safetensors": "weights"}
+    folder = write(tmp_path, config_json={}, **{f"model.{variant or 'x'}_safetensors": "other"}, **parts)
+    write(folder, **({} if variant else {"model_safetensors": "unused"}))
+    before = find_weights(str(folder), variant=variant).sha256
+    write(folder, **{"model.own_name_safetensors": "changed"})
+    assert find_weights(str(folder), variant=variant).sha256 != before
+
+
+@pytest.mark.parametrize("place", ["../model.safetensors", "sub/model.safetensors", "/model.safetensors"])
+def test_weights_that_an_index_looks_for_elsewhere_are_refused(place: str, tmp_path: Path) -> None:
+    index = {"weight_map": {"weight": place}}
+    folder = write(tmp_path, config_json={}, model_safetensors="x", **{"model_safetensors.index_json": index})
+    with pytest.raises(SourceError, match="do not lie beside it"):
+        find_weights(str(folder))
+
+
+@pytest.mark.parametrize("row", ["sd-img2img", "musicgen"])
+def test_a_tokenizer_without_its_words_is_refused_since_every_text_would_be_the_same(
+    row: str, copied: Callable[[str], Path]
+) -> None:
+    folder = copied(row)
+    next(folder.rglob("tokenizer.json")).unlink()
+    with pytest.raises(SourceError, match=r"tokenizer without its words: there is no `(tokenizer/)?tokenizer.json`"):
+        find_weights(str(folder))
+
+
+def test_a_configuration_that_is_too_deep_to_read_is_an_error(tmp_path: Path) -> None:
+    folder = write(tmp_path, config_json='{"a":' * 100_000 + "1" + "}" * 100_000, model_safetensors="weights")
+    with pytest.raises(SourceError, match="cannot be read"):
+        find_weights(str(folder))

@@ -217,7 +217,7 @@ def save_stable_audio(folder: Path) -> None:
                 time_proj_dim=8,
                 global_states_input_dim=16,
             ),
-            scheduler=diffusers.EDMDPMSolverMultistepScheduler(
+            scheduler=diffusers.CosineDPMSolverMultistepScheduler(
                 sigma_min=0.3,
                 sigma_max=500,
                 sigma_data=1.0,
