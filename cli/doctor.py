@@ -47,6 +47,7 @@ FOR_LORAS = "sources with a LoRA: `dla sources list`"
 FOR_SOURCES = "the embedded sources: `dla demo`, `dla cache build`, `dla sources fit`"
 FOR_ONNX = "`dla export --format onnx`"
 FOR_S3 = "stores at `s3://...`"
+FOR_STABLE_AUDIO = "the scheduler of the source `stable-audio`"
 FOR_TARS = "reading tar stores with webdataset's own loader; dla does without"
 OPTIONAL: dict[str, Any] = {"is_required": False, "is_quick": False}
 
@@ -67,6 +68,7 @@ PACKAGES = (
     Package("typer", "typer", "0.15"),
     Package("diffusers", "diffusers", "0.42", FOR_SOURCES, "sources", **OPTIONAL),
     Package("peft", "peft", "0.20", FOR_LORAS, "sources", **OPTIONAL),
+    Package("torchsde", "torchsde", "0.2.6", FOR_STABLE_AUDIO, "sources", **OPTIONAL),
     Package("onnx", "onnx", "1.16", FOR_ONNX, "onnx", **OPTIONAL),
     Package("onnxscript", "onnxscript", "0.5", FOR_ONNX, "onnx", **OPTIONAL),
     Package("onnxruntime", "onnxruntime", "1.20", FOR_ONNX, "onnx", **OPTIONAL),
