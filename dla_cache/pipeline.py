@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dla_cache.batches import Batch
     from dla_cache.encoding import Encoder, PutOut
 
-READ_THREADS = min(max(len(os.sched_getaffinity(0)), 2), 16)
+READ_THREADS = min(max(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1, 2), 16)
 """As many as there are cores: reading and decoding go on outside of Python's lock."""
 
 SLOTS = 6

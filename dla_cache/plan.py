@@ -12,8 +12,9 @@ import yaml
 from pydantic import Field
 
 from dla_cache.durable import make_folder, write_durably, writing_to
-from dla_cache.errors import ManifestError, RecipeMismatchError, StoreError
+from dla_cache.errors import ManifestError, RecipeMismatchError, SpecError, StoreError, name_some
 from dla_cache.manifest import Manifest, read_manifest
+from dla_cache.passes import series_of
 from dla_cache.spec import CacheSpec, Finite, LatentSpec, Recipe, StrictModel, read_yaml
 from dla_cache.store.creation import changed_fields
 from dla_cache.store.layout import IMAGES
@@ -202,6 +203,7 @@ def planned_manifest(plan: CachePlan) -> Manifest:
 
     Raises:
         ManifestError: if the manifest cannot be read or is another one.
+        SpecError: if it is of other modalities than its spec.
         StoreError: if the store now lacks more than was planned, or was built from something else meanwhile.
     """
     manifest, digest = read_listed(Path(plan.manifest), None if plan.images is None else Path(plan.images))
@@ -211,9 +213,14 @@ def planned_manifest(plan: CachePlan) -> Manifest:
             f" `{digest[:16]}…`",
             hint="restore it, or run `dla cache plan` again",
         )
+    planned, series = plan.series, series_of(plan.spec)
+    if set(planned) != set(series):
+        raise SpecError(
+            f"the plan is of {name_some(list(planned))}, its spec of {name_some(series)}",
+            hint="it was edited: run `dla cache plan` again",
+        )
     recipes = {name: part.recipe for name, part in plan.latents.items()}
     survey = survey_build(manifest, plan.spec, plan.store, recipes, append=plan.append)
-    planned = plan.series
     for name, todo in survey.todo.items():
         if todo.n_images > planned[name].images:
             raise StoreError(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dla_cache import __version__
-from dla_cache.encoding import Encoder
-from dla_cache.errors import ImageError
+from dla_cache.encoding import Encoder, check_latents
+from dla_cache.errors import ImageError, SourceError
 from dla_cache.images import Pixels, centre_square, decode_image, read_image_bytes
 from dla_cache.manifest import path_of
 from dla_cache.plan import CachePlan, ModalityPlan, SeriesPlan, read_listed
@@ -60,7 +60,7 @@ def make_plan(
 
     Raises:
         ManifestError, ImageError: if the manifest cannot be read, or none of the looked-at images can.
-        SourceError: if a source cannot be opened or fails.
+        SourceError: if a source cannot be opened, fails, or puts out no latent at all.
         StoreError: if the build would be refused: another spec, other things at the place, no access.
     """
     manifest, manifest_sha256 = read_listed(manifest_path, image_root)
@@ -139,6 +139,12 @@ def _time_batch(encoder: Encoder, images: Sequence[StoredImage], root: Path) -> 
     ids = [image_id for image_id, _ in filled]
     seeds = [list(of_draw) for of_draw in zip(*map(encoder.seeds_of, ids), strict=True)]
     put_out = encoder.put_out(np.stack([view for _, view in filled]), seeds, ids)
+    latents = check_latents(put_out, encoder.recipe.format, ids)
+    if len(latents.bad) == len(ids):
+        raise SourceError(
+            f"`{encoder.recipe.source}` has no latent for any of {len(views)} images: {latents.bad[0]}",
+            hint="look at them and at the source's parameters",
+        )
     return _Timed(read_seconds, put_out.seconds / len(images))
 
 

@@ -190,6 +190,13 @@ class LatentSpec(StrictModel):
     """Stored dtype of continuous latents; codes take the smallest integer that holds them. int8 needs the range of all
     latents, so `dla cache convert` makes it of a store that is there."""
 
+    @model_validator(mode="after")
+    def _numbers_are_finite(self) -> Self:
+        for name, value in self.parameters.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"parameter `{name}` is {value}, no finite number")
+        return self
+
 
 class CacheSpec(StrictModel):
     """What `dla cache build` computes and how it is laid out."""

@@ -26,9 +26,19 @@ REPOS = {
     "we/gated": PIPELINE,
     "we/pickles": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
     "we/climbing": {"config.json": b"{}", "../../model.safetensors": b"weights"},
+    "we/model": {"config.json": b'{"a": 2}', "model.safetensors": b"new"},
     "we/lying": {"config.json": b"{}", "model.safetensors": b"not what is served"},
 }
 TOKEN = "hf_token_of_the_test"
+
+
+OLD_MODEL = {"config.json": b'{"a": 1}', "model.safetensors": b"old", "extra.json": b"{}"}
+"""Of the repository `we/model` at its old revision; the files of the new one have the same sizes."""
+
+
+def of_revision(repo: str, revision: str) -> dict[str, bytes]:
+    is_old = repo == "we/model" and revision in ("old", COMMITS["old"])
+    return OLD_MODEL if is_old else REPOS[repo]
 
 
 @contextmanager
@@ -48,7 +58,7 @@ def serve_hub() -> Iterator[SimpleNamespace]:
             return failing(repo, "RepoNotFound", 401)
         if revision not in (*COMMITS, *COMMITS.values()):
             return failing(repo, "RevisionNotFound", 404)
-        siblings = [sibling(path, content) for path, content in REPOS[repo].items()]
+        siblings = [sibling(path, content) for path, content in of_revision(repo, revision).items()]
         return {
             "id": repo,
             "sha": COMMITS.get(revision, revision),
@@ -61,7 +71,8 @@ def serve_hub() -> Iterator[SimpleNamespace]:
         }
 
     def sibling(path: str, content: bytes) -> dict[str, object]:
-        told: dict[str, object] = {"rfilename": path, "size": len(content), "blobId": "0" * 40}
+        blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+        told: dict[str, object] = {"rfilename": path, "size": len(content), "blobId": blob}
         if path.endswith(".safetensors"):
             told["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 1}
         return told
@@ -76,7 +87,7 @@ def serve_hub() -> Iterator[SimpleNamespace]:
         asked.append((f"{owner}/{name}", path, flask.request.method))
         if name == "gated" and flask.request.headers.get("authorization") != f"Bearer {TOKEN}":
             return failing(name, "GatedRepo", 403)
-        content = REPOS[f"{owner}/{name}"][path]
+        content = of_revision(f"{owner}/{name}", revision)[path]
         if name == "lying" and path.endswith(".safetensors"):
             content = content[::-1]
         headers = {"X-Repo-Commit": COMMITS.get(revision, revision), "ETag": hashlib.sha256(content).hexdigest()}

@@ -149,6 +149,11 @@ def _open_one_draw(spec: LatentSpec, device: str) -> LatentSource:
         raise MissingDependencyError(
             f"source `{spec.source}` needs `{error.name}`", hint="pip install 'dla[sources]'"
         ) from error
+    except Exception as error:  # what libraries raise of an environment variable that they cannot make sense of
+        raise SourceError(
+            f"what `{spec.source}` needs cannot be imported: {error!r}",
+            hint="look at environment variables such as DIFFUSERS_ATTN_BACKEND, and at the versions in constraints.txt",
+        ) from error
     return factory(spec, device)
 
 

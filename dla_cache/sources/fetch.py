@@ -5,6 +5,7 @@ Only what `find_weights` loads is fetched: safetensors and the texts that config
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,16 +21,18 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import RepoSibling
 
 from dla_cache.errors import DlaError, SourceError, name_some
 from dla_cache.sources import SourceEntry
+from dla_cache.sources.remembered import sha256_of
 from dla_cache.sources.table import captioner_of
 from dla_cache.sources.weights import PICKLES, TEXTS, WEIGHTS
 
 TIMEOUT_S = 10.0
 """For an answer of the hub: without a network the error comes within these seconds."""
 
-BLOCK_BYTES = 2**22
+COMMIT = re.compile("[0-9a-f]{40}")
 
 # What the hub's client raises where there is no network depends on the library below it, and so on its version.
 NETWORK_FAULTS = tuple(kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception) and kind is not Exception)
@@ -61,6 +64,20 @@ class RemoteFile:
     size_bytes: int
     sha256: str = ""
     """Of large files; empty where the hub does not say it."""
+    blob_sha1: str = ""
+    """Of the others, as git names their content."""
+
+    def is_at(self, path: Path) -> bool:
+        """Whether a file is this one, by its content: another commit's may have the same size."""
+        if not path.is_file() or path.stat().st_size != self.size_bytes:
+            return False
+        if self.sha256:
+            return sha256_of(path) == self.sha256
+        head = f"blob {self.size_bytes}\0".encode()
+        return (
+            not self.blob_sha1
+            or hashlib.sha1(head + path.read_bytes(), usedforsecurity=False).hexdigest() == self.blob_sha1
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +90,8 @@ class Listing:
     is_gated: bool
     files: tuple[RemoteFile, ...]
     """Those that are loaded, the small ones first."""
+    names: frozenset[str] = frozenset()
+    """Of all files of the repository."""
 
     @property
     def size_bytes(self) -> int:
@@ -102,12 +121,10 @@ class Hub:
             info = HfApi(endpoint=self.endpoint).model_info(
                 wanted.repo, revision=wanted.revision or None, timeout=TIMEOUT_S, files_metadata=True
             )
-        present = {
-            sibling.rfilename: RemoteFile(
-                sibling.rfilename, sibling.size or 0, sibling.lfs.sha256 if sibling.lfs is not None else ""
-            )
-            for sibling in info.siblings or []
-        }
+            present = {sibling.rfilename: _remote_file(sibling) for sibling in info.siblings or []}
+            commit = str(info.sha)
+            if not COMMIT.fullmatch(commit):
+                raise ValueError(f"a commit `{commit}`")
         unsafe = [name for name in present if not _is_safe(name)]
         if unsafe:
             raise SourceError(
@@ -117,7 +134,7 @@ class Hub:
         files = [present[name] for name in loaded_files(wanted, list(present))]
         licence = getattr(info.card_data, "license", None) or "not stated"
         ordered = tuple(sorted(files, key=lambda file: (file.size_bytes, file.name)))
-        return Listing(wanted, str(info.sha), str(licence), bool(info.gated), ordered)
+        return Listing(wanted, commit, str(licence), bool(info.gated), ordered, frozenset(present))
 
     def present_bytes(self, listing: Listing) -> int:
         """Bytes of a listing that are on this machine already."""
@@ -150,6 +167,7 @@ class Hub:
                 f"`{listing.wanted.repo}` needs {lacking / 1e9:.2f} GB more, {self.free_bytes() / 1e9:.2f} GB are free",
                 hint="name a folder on another disk by `--out`, or set HF_HOME to one",
             )
+        self._refuse_strangers(listing)
         for file in listing.files:
             if self._find(listing, file) is None:
                 self._download(listing, file, listing.commit)
@@ -165,10 +183,26 @@ class Hub:
         else:
             found = try_to_load_from_cache(listing.wanted.repo, file.name, self.cache, listing.commit)
         path = Path(found) if isinstance(found, str | Path) else None
-        return path if path is not None and path.is_file() and path.stat().st_size == file.size_bytes else None
+        return path if path is not None and file.is_at(path) else None
+
+    def _refuse_strangers(self, listing: Listing) -> None:
+        """Files of another commit in the folder would be loaded beside those of this one."""
+        folder = self.place_of(listing)
+        if self.out is None or not folder.is_dir():
+            return
+        names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in (WEIGHTS, *TEXTS)}
+        strange = sorted(name for name in names - listing.names if not name.startswith(".cache/"))
+        if strange:
+            at = f"`{listing.wanted.repo}` at `{listing.commit[:12]}`"
+            raise SourceError(
+                f"`{folder}` holds what {at} has not: {name_some(strange)}",
+                hint="name another folder by `--out`, or remove this one if it is of another revision",
+            )
 
     def _download(self, listing: Listing, file: RemoteFile, revision: str) -> None:
         with self._told(listing.wanted.repo, listing.wanted.revision):
+            if self.out is not None:
+                (self.place_of(listing) / file.name).unlink(missing_ok=True)  # another commit's, or broken
             path = Path(
                 hf_hub_download(
                     listing.wanted.repo,
@@ -180,7 +214,7 @@ class Hub:
                     local_dir=self.place_of(listing) if self.out is not None else None,
                 )
             )
-        if path.stat().st_size != file.size_bytes or (file.sha256 and _sha256_of(path) != file.sha256):
+        if not file.is_at(path):
             path.resolve().unlink()
             raise SourceError(
                 f"`{file.name}` of `{listing.wanted.repo}` came as another file than the hub says it is",
@@ -226,6 +260,11 @@ class Hub:
             raise SourceError(
                 f"the hub at {self.endpoint} cannot be reached: {reason}",
                 hint="fetch where there is a network, with `--out FOLDER`, and copy that: a spec names it as `model`",
+            ) from error
+        except (ValueError, TypeError, LookupError, AttributeError) as error:  # JSON that is none, or of something else
+            raise SourceError(
+                f"{self.endpoint} answers as no hub does when asked for `{repo}`: {error}",
+                hint="check HF_ENDPOINT, and whether a proxy answers in its place",
             ) from error
 
 
@@ -313,9 +352,10 @@ def _is_safe(name: str) -> bool:
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not set(name) & {"\\", "\0"}
 
 
-def _sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+def _remote_file(sibling: RepoSibling) -> RemoteFile:
+    size = sibling.size or 0
+    if not isinstance(sibling.rfilename, str) or not isinstance(size, int) or size < 0:
+        raise ValueError(f"a file `{sibling.rfilename}` of `{size}` bytes")
+    if sibling.lfs is not None:
+        return RemoteFile(sibling.rfilename, size, sha256=str(sibling.lfs.sha256))
+    return RemoteFile(sibling.rfilename, size, blob_sha1=sibling.blob_id or "")

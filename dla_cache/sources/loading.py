@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import platform
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,8 @@ import numpy as np
 import torch
 from pydantic import Field, create_model
 
-from dla_cache.errors import DlaError, MissingDependencyError, SourceError
-from dla_cache.sources.catalog.entry import PipelineRow, Scalar, SourceEntry
+from dla_cache.errors import DlaError, MissingDependencyError, SourceError, SpecError
+from dla_cache.sources.catalog.entry import CAPTION, PipelineRow, Scalar, SourceEntry
 from dla_cache.sources.lacking import only_errors, require_loaded
 from dla_cache.sources.presets import (
     LORA,
@@ -29,6 +30,9 @@ from dla_cache.sources.weights import Weights, find_weights
 from dla_cache.spec import LatentSpec, StrictModel, parse_spec
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+PLACES = re.compile(r"\{[^{}]*\}")
+"""In a prompt what looks as if something were put in its place."""
 
 ATTENTION = "native"
 """PyTorch's own, whatever an environment variable says: others round otherwise, and some would fetch kernels."""
@@ -76,12 +80,18 @@ def parse_settings(spec: LatentSpec, settings: Mapping[str, Scalar], base: type[
     """The parameters of a spec as those of `base` and a row's own settings, defaults filled in.
 
     Raises:
-        SpecError: if one is unknown or of another type.
+        SpecError: if one is unknown or of another type, or the prompt has a place that nothing fills.
     """
     kinds: dict[str, Any] = {name: (type(value), value) for name, value in settings.items()}
     model = create_model("Parameters", __base__=base, **kinds)
     parsed = parse_spec(dict(spec.parameters), model, where=f"parameters of `{spec.source}`")
     own = {name: getattr(parsed, name) for name in settings}
+    strange = [found for found in PLACES.findall(str(own.get("prompt", ""))) if found != CAPTION]
+    if strange:
+        raise SpecError(
+            f"the prompt of `{spec.source}` has `{strange[0]}`, which stands for nothing",
+            hint=f"only `{CAPTION}` stands for something: what is said of each image",
+        )
     return base(**{name: getattr(parsed, name) for name in base.model_fields}), own
 
 
@@ -167,7 +177,8 @@ def load_pipeline(
             hint=f"set `scheduler` to one of {', '.join(f'`{name}`' for name in row.schedulers)}",
         )
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device), hashes, origin, lacking
+    with only_errors():
+        return pipeline.to(device), hashes, origin, lacking
 
 
 def load_transformers_models(
@@ -328,8 +339,13 @@ def told_as_source_error(
     """Turns whatever a generator's library raises while it loads or is tried into one error with a hint."""
     try:
         yield
-    except (DlaError, torch.OutOfMemoryError):
+    except DlaError:
         raise
+    except torch.OutOfMemoryError as error:
+        raise SourceError(
+            f"the device has not enough memory for `{source}`: not even for one image",
+            hint="end what else runs there, or take a larger device, a smaller `view_size` or `compute_dtype: bfloat16`",
+        ) from error
     except ImportError as error:  # what a library raises when a checkpoint needs another one beside it
         raise MissingDependencyError(
             f"`{source}` needs a package that is not there: {' '.join(str(error).split())[:300]}",

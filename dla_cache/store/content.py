@@ -78,7 +78,7 @@ def _stored(
         codes = latents.astype(np.int64)
         samples = encode_numbers(codes, latent_format)
         in_range = (codes >= 0) & (codes < latent_format.vocabulary)
-        good = in_range.all(axis=tuple(range(1, in_range.ndim)))
+        good = np.asarray(in_range.all(axis=tuple(range(1, in_range.ndim))))
         problem = f"a code outside [0, {latent_format.vocabulary})"
     return samples, problem, np.flatnonzero(~good).tolist()
 

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from dla_cache.build import build_cache
@@ -10,7 +11,7 @@ from dla_cache.errors import DlaError, ImageError, ManifestError, RecipeMismatch
 from dla_cache.manifest import read_manifest, write_manifest
 from dla_cache.plan import PlannedSources, planned_manifest, read_plan, write_plan
 from dla_cache.planning import Terms, make_plan
-from dla_cache.sources import SOURCES
+from dla_cache.sources import SOURCES, Encoded
 from dla_cache.spec import CacheSpec, LatentSpec, Modality
 from dla_cache.store import open_store
 from dla_cache.survey import DAMAGED, NEW_IMAGES, NEW_MODALITY, NEW_STORE, NO_LATENT, NOT_COMMITTED
@@ -232,3 +233,28 @@ def test_the_manifest_is_read_where_the_plan_says(listed, spec, plan_of):
     with pytest.raises(ManifestError, match="cannot be read"):
         planned_manifest(plan_of(spec).model_copy(update={"manifest": str(listed) + ".gone"}))
     assert read_manifest(listed).image_ids == planned_manifest(plan_of(spec)).image_ids
+
+
+def test_a_plan_of_other_modalities_than_its_spec_is_refused(spec, plan_of):
+    plan = plan_of(spec)
+    more = spec.model_copy(update={"images": "raw"})
+    for edited in ({"latents": {}}, {"spec": more}, {"latents": {"normals": plan.latents["depth"]}}):
+        with pytest.raises(SpecError, match="the plan is of"):
+            planned_manifest(plan.model_copy(update=edited))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (lambda latents: latents * np.nan, "NaN"),
+        (lambda latents: Encoded(latents, rejected=dict.fromkeys(range(len(latents)), "blanked")), "blanked"),
+        (lambda latents: latents[:, 0], "its recipe declares"),
+    ],
+)
+def test_a_source_without_a_single_latent_is_not_planned_with(spec, plan_of, open_source, spoil, fault):
+    class Spoilt(open_source):
+        def encode(self, pixels, seeds):
+            return spoil(super().encode(pixels, seeds))
+
+    with pytest.raises(DlaError, match=fault):
+        plan_of(spec, open_source=Spoilt)

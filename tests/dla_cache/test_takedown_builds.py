@@ -353,7 +353,7 @@ def test_a_process_that_builds_meanwhile_is_refused_and_goes_on_without_them(
     layout: str,
     doomed_payloads: list[bytes],
 ) -> None:
-    arguments = [images.root / "manifest.parquet", tmp_path / "s", 0.2, 0, 1, layout]
+    arguments = [images.root / "manifest.parquet", tmp_path / "s", 0.6, 0, 1, layout]
     process = subprocess.Popen(
         [sys.executable, SCRIPT, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(Path(dla_cache.__file__).parents[1])},

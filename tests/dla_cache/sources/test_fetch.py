@@ -8,9 +8,11 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from huggingface_hub import constants
+from werkzeug.serving import make_server
 
 from dla_cache.errors import SourceError
 from dla_cache.sources import SOURCES
@@ -220,3 +222,49 @@ def test_of_a_source_everything_it_is_made_of_is_needed():
     assert Wanted(CAPTIONER) not in needed_by(replace(entry, row=replace(row, text_argument="prompt", settings=SILENT)))
     assert needed_by(entry, model="my/own", revision="v1")[0] == Wanted("my/own", "v1", without=("safety_checker",))
     assert needed_by(SOURCES["embedded-depth"]) == []
+
+
+def test_another_revision_into_the_same_folder_is_never_mixed_with_the_one_that_is_there(hub, tmp_path):
+    here = Hub(endpoint=hub.url, out=tmp_path)
+    old, new = here.list_files(Wanted("we/model", "old")), here.list_files(Wanted("we/model"))
+    folder = here.fetch(old)
+    assert here.present_bytes(new) == 0
+    with pytest.raises(SourceError, match=r"holds what `we/model` at `a+` has not: `extra.json`"):
+        here.fetch(new)
+    (folder / "extra.json").unlink()
+    assert here.fetch(new) == folder
+    assert (folder / "model.safetensors").read_bytes() == b"new"
+    assert (folder / "config.json").read_bytes() == b'{"a": 2}'
+
+
+def test_a_file_that_was_changed_where_it_lies_is_fetched_again(hub, tmp_path):
+    here = Hub(endpoint=hub.url, out=tmp_path)
+    listing = here.list_files(Wanted("we/model"))
+    folder = here.fetch(listing)
+    for name in ("model.safetensors", "config.json"):
+        (folder / name).write_bytes((folder / name).read_bytes()[::-1])
+    here.fetch(listing)
+    assert (folder / "model.safetensors").read_bytes() == b"new"
+    assert (folder / "config.json").read_bytes() == b'{"a": 2}'
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<html>sign in</html>",
+        "null",
+        "{}",
+        '{"id": "a/b", "sha": "../../x", "siblings": []}',
+        '{"id": "a/b", "sha": null, "siblings": [{"rfilename": 3, "size": 1}]}',
+        '{"id": "a/b", "siblings": [{"rfilename": "config.json", "size": "large"}]}',
+        '{"id": "a/b", "siblings": [{"rfilename": "config.json", "size": -1}]}',
+    ],
+)
+def test_what_is_no_answer_of_a_hub_is_one_error(answer, tmp_path):
+    server = make_server("127.0.0.1", 0, lambda _environ, start: (start("200 OK", []) and None) or [answer.encode()])
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(SourceError, match="answers as no hub does"):
+            Hub(endpoint=f"http://127.0.0.1:{server.server_port}", cache=tmp_path).list_files(Wanted("a/b"))
+    finally:
+        server.shutdown()
