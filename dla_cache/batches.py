@@ -40,6 +40,11 @@ class Batch:
         """At most as many as a batch holds; fewer only in the last one of its series."""
         return list(chain.from_iterable(segment.images for segment in self.segments))
 
+    @cached_property
+    def image_ids(self) -> list[str]:
+        """Theirs."""
+        return [image.image_id for image in self.images]
+
 
 def batches_of(shards: Iterable[tuple[Shard, tuple[str, ...]]], rows: RowTable, batch_size: int) -> Iterator[Batch]:
     """The images of shards that were not removed, in batches that run on from shard to shard.

@@ -65,7 +65,7 @@ class ShardWriter:
             BadImagesError: if the source has made no latent yet, of `NONE_GOOD` images.
             StoreError: if the store cannot be written, or images were removed from it.
         """
-        image_ids = [image.image_id for image in result.batch.images]
+        image_ids = result.batch.image_ids
         bad = dict(result.bad)
         values: NDArray[np.generic] | None = None
         captions: Sequence[str] = ()

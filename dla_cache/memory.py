@@ -17,8 +17,8 @@ RAW_BYTES = 4
 COPIES = 4
 """Of a shard's stored bytes while it is written: samples, records, the file, and the file as it reads back."""
 
-RECORD_BYTES = 6000
-"""Of a commit record in memory, beside its statistics."""
+RECORD_BYTES = 20_000
+"""Of a commit record, beside its statistics: while it waits to be consolidated, and while that is done."""
 
 MOMENT_BYTES = 4 * 32
 """Of a channel's mean, variance, minimum and maximum in a record, as Python's numbers."""
@@ -38,7 +38,7 @@ def memory_bound(recipes: Iterable[Recipe], *, batch_size: int, shard_size: int,
         SLOTS · B · 3 · Σ S²                       views, S the side of each
         + (ahead · B + n) · Σ 4 N                  latents on their way or gathered, N numbers each
         + n · max(4 N + 4 stored + 24 N / C)       the shard that is written, C channels
-        + 1000 · Σ (6000 + 128 C · splits)         commit records, until they are consolidated
+        + 1000 · Σ (20000 + 128 C · splits)        commit records, until they are consolidated
 
     for batches of B images and shards of n, summed over views and modalities. The list of images, and what a process
     needs before it has read one, is not part of it. Images that the store is to hold come

@@ -234,7 +234,7 @@ class _Pipeline:
                 slot.is_read.release()
 
     def _read_image(self, batch: "Batch", slot: Slot, place: int) -> None:
-        image_id = batch.images[place].image_id
+        image_id = batch.image_ids[place]
         try:
             self._read(batch, slot, place)
         except ImageError as error:
@@ -271,7 +271,6 @@ class _Pipeline:
         if 0 < n_images < self._batch_size:
             for values in (*slot.views.values(), *[of_draw for draws in slot.seeds.values() for of_draw in draws]):
                 _repeat_last(values, n_images)
-        image_ids = [image.image_id for image in batch.images]
         bad, contents = dict(slot.bad), tuple(slot.contents[:n_images])
         for series in batch.series:
             is_last = series == batch.series[-1]
@@ -282,7 +281,7 @@ class _Pipeline:
                 self.results.put(Result(batch, series, bad, None, (), 0.0, is_last))
             else:
                 view = slot.views[encoder.recipe.source_view_size]
-                put_out = encoder.put_out(view, slot.seeds[series], image_ids)
+                put_out = encoder.put_out(view, slot.seeds[series], batch.image_ids)
                 self.results.put(Result(batch, series, bad, put_out, (), put_out.seconds, is_last))
                 yield put_out.seconds
 

@@ -12,7 +12,7 @@ from diffusers.models.attention_dispatch import attention_backend
 from numpy.typing import NDArray
 from PIL import Image
 
-from dla_cache.errors import SourceError
+from dla_cache.errors import SourceError, SpecError
 from dla_cache.sources import Encoded
 from dla_cache.sources.captions import BlipCaptioner, open_captioner, require_no_caption_settings
 from dla_cache.sources.catalog import SOURCES
@@ -86,6 +86,8 @@ class DiffusersSource:
             require_no_caption_settings(spec.source, self.parameters)
         with told_as_source_error(spec.source):
             self.pipeline, hashes, origin, self.lacking = load_pipeline(entry, row, self.parameters, preset, device)
+            if row.text_argument:
+                require_prompt_fits(spec.source, self.pipeline, self.prompt, self.settings)
             self.fix_up: FixUp = fix_up(self.pipeline, row, self.settings)
         self.fix_up.view_size = self.view_size
         self.settings |= preset.of_recipe()
@@ -185,6 +187,28 @@ class DiffusersSource:
         del self.pipeline, self.fix_up, self.captioner
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def require_prompt_fits(source: str, pipeline: Any, prompt: str, settings: Mapping[str, Any]) -> None:
+    """A prompt whose own words, those around the caption, go through one of the tokenizers whole.
+
+    Raises:
+        SpecError: if all cut it off: what stands behind, maybe the caption, would be lost without a word.
+    """
+    most = float(settings.get("max_sequence_length", "inf"))
+    found = [getattr(pipeline, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
+    with only_errors():
+        lengths = [
+            (len(tokenizer(prompt.replace(CAPTION, "")).input_ids), min(tokenizer.model_max_length, most))
+            for tokenizer in found
+            if tokenizer is not None
+        ]
+    if lengths and all(length > longest for length, longest in lengths):
+        length, longest = max(lengths, key=lambda pair: pair[1])
+        raise SpecError(
+            f"the prompt of `{source}` has {length} tokens, and {longest:g} are read: the rest would be lost",
+            hint="make it shorter",
+        )
 
 
 def _class_of(location: str) -> Any:

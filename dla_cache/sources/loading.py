@@ -344,7 +344,7 @@ def told_as_source_error(
     except torch.OutOfMemoryError as error:
         raise SourceError(
             f"the device has not enough memory for `{source}`: not even for one image",
-            hint="end what else runs there, or take a larger device, a smaller `view_size` or `compute_dtype: bfloat16`",
+            hint="end what else runs there, take a larger device, a smaller `view_size` or `compute_dtype: bfloat16`",
         ) from error
     except ImportError as error:  # what a library raises when a checkpoint needs another one beside it
         raise MissingDependencyError(

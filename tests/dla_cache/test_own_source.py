@@ -1,5 +1,6 @@
 """A user's own source, `module:Class`: the documented one works, what is no source is refused."""
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -125,3 +126,12 @@ def test_an_image_that_is_not_in_the_batch_cannot_be_rejected(place):
 def test_captions_are_one_text_an_image_or_none(captions):
     with pytest.raises(SourceError, match="captions"):
         Encoded(np.zeros((2, 1)), captions)
+
+
+def test_a_library_that_cannot_be_imported_is_an_error_with_its_reason(module, monkeypatch):
+    (module / "others.py").write_text("raise ValueError('bogus is no attention backend')\n")
+    entry = SOURCES["embedded-depth"]
+    monkeypatch.setitem(SOURCES, "embedded-depth", dataclasses.replace(entry, location="others:Source"))
+    with pytest.raises(SourceError, match="bogus is no attention backend") as refused:
+        open_source(LatentSpec(modality="depth", source="embedded-depth"), "cpu")
+    assert "DIFFUSERS_ATTN_BACKEND" in refused.value.hint

@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field
 
 from dla_cache.errors import SpecError
-from dla_cache.spec import CacheSpec, StrictModel, parse_spec, read_yaml
+from dla_cache.spec import CacheSpec, LatentSpec, StrictModel, parse_spec, read_yaml
 
 LATENT = {"modality": "depth", "source": "embedded-depth"}
 
@@ -136,3 +136,9 @@ def test_without_splits_all_are_built() -> None:
 def test_what_two_fields_contradict_is_told_in_our_words() -> None:
     with pytest.raises(SpecError, match="`CacheSpec`: each modality may stand once"):
         parse_spec({"latents": [LATENT, LATENT]}, CacheSpec, where="spec.yaml")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_parameter_that_is_no_finite_number_is_refused(value: float) -> None:
+    with pytest.raises(SpecError, match=f"parameter `guidance_scale` is {value}"):
+        parse_spec({**LATENT, "parameters": {"guidance_scale": value}}, LatentSpec, where="spec.yaml")

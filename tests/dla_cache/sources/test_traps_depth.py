@@ -8,9 +8,10 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import pytest
+import torch
 
 from dla_cache.build import build_cache
-from dla_cache.errors import SourceError
+from dla_cache.errors import SourceError, SpecError
 from dla_cache.manifest import ManifestRow, write_manifest
 from dla_cache.sources import SOURCES, open_source
 from dla_cache.spec import CacheSpec
@@ -105,3 +106,20 @@ def test_bfloat16_device_attention_and_batch_size_stand_in_the_records_and_the_d
     assert made_with["attention"] == "native"
     assert str(made_with["device"]).startswith("cpu")
     assert {"torch", "diffusers", "transformers"} <= made_with.keys()
+
+
+def test_a_device_that_cannot_hold_one_image_is_an_error_when_the_source_is_opened(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*_args: object, **_kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(diffusers.MarigoldDepthPipeline, "__call__", run_out)
+    with pytest.raises(SourceError, match=f"not enough memory for `{LCM}`"):
+        open_source(spec_of(LCM, checkpoint(LCM)), "cpu")
+
+
+@pytest.mark.parametrize("row", ["sd-img2img", "musicgen", "denoiser-features"])
+def test_a_prompt_with_a_place_that_nothing_fills_is_refused(row: str) -> None:
+    with pytest.raises(SpecError, match=r"has `\{captoin\}`, which stands for nothing"):
+        open_source(spec_of(row, Path("nowhere"), parameters={"prompt": "a photo of {captoin}"}), "cpu")

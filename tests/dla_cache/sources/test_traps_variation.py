@@ -13,7 +13,7 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from diffusers.pipelines.stable_diffusion_xl import pipeline_stable_diffusion_xl_img2img as sdxl
 from safetensors.torch import load_file, save_file
 
-from dla_cache.errors import SourceError
+from dla_cache.errors import SourceError, SpecError
 from dla_cache.sources import SOURCES, LatentSource, open_source
 from dla_cache.sources.catalog import variation
 from dla_cache.spec import LatentSpec
@@ -144,3 +144,19 @@ def test_the_library_by_itself_makes_flux_latents_that_see_nothing_of_their_imag
         prompt=[""] * 2, image=images, generator=generators([5, 5]), output_type="latent", **settings
     ).images
     assert torch.allclose(latents[0], latents[1], atol=1e-5)
+
+
+def with_prompt(name: str, folder: Path, prompt: str) -> LatentSpec:
+    spec = spec_of(name, folder)
+    return spec.model_copy(update={"parameters": {**spec.parameters, "prompt": prompt}})
+
+
+def test_a_prompt_that_would_be_cut_off_before_its_caption_is_refused(checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(SpecError, match=r"has 22 tokens, and 16 are read"):
+        encode(with_prompt("sd-img2img", checkpoint("sd-img2img"), "! " * 20 + "{caption}"))
+
+
+@pytest.mark.parametrize("name", ["sd-img2img", "sdxl-img2img", "lcm-img2img", "sd-depth2img", "flux-img2img"])
+def test_another_prompt_is_another_latent(name: str, checkpoint: Callable[[str], Path]) -> None:
+    one, other = (encode(with_prompt(name, checkpoint(name), prompt)) for prompt in ("A CAT", "MY DOG"))
+    assert not np.array_equal(one, other)

@@ -107,11 +107,11 @@ def tiny_text_encoder(width: int = 16, **changes: Any) -> Any:
 
 
 def tiny_tokenizer(folder: Path) -> Any:
-    """A CLIP tokenizer of single letters; its files go into `folder`."""
+    """A CLIP tokenizer of single letters, small ones as it makes all of them; its files go into `folder`."""
     from transformers import CLIPTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
-    letters = [chr(letter) for letter in range(33, 80)]
+    letters = [*"!,.0123456789", *(chr(letter) for letter in range(97, 123))]
     words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
     (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
