@@ -2,6 +2,7 @@
 
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -50,12 +51,20 @@ class Latents:
 class Encoder:
     """A source, called with the same number of images every time, until its device runs out of memory."""
 
-    def __init__(self, source: "LatentSource", batch_size: int) -> None:
+    def __init__(self, source: "LatentSource", batch_size: int, *, shares_pixels: bool = False) -> None:
+        """
+        Args:
+            shares_pixels: whether another source is asked with the same pixels afterwards.
+        """
         self.source = source
         self.recipe: Recipe = source.recipe
         self.batch_size = batch_size
         """Images per call: what the user said, halved as often as the memory ran out."""
         self.out_of_memory = 0
+        # What a source does to its pixels, the next draw and the next source must not see. NumPy is kept from writing;
+        # torch passes over that, with a warning that is of no use to anybody here.
+        self._needs_copies = shares_pixels or self.recipe.format.n_draws > 1
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
     @property
     def modality(self) -> str:
@@ -66,7 +75,9 @@ class Encoder:
         """Versions of libraries, and what the source says of itself: provenance outside the recipe."""
         loaded = ((name, getattr(sys.modules.get(name), "__version__", None)) for name in LIBRARIES)
         versions = {name: str(version) for name, version in loaded if version is not None}
-        return {**versions, **getattr(self.source, "made_with", {})}
+        torch = sys.modules.get("torch")
+        of_torch = {} if torch is None else _settings_of(torch)
+        return {**versions, **of_torch, **getattr(self.source, "made_with", {})}
 
     def seeds_of(self, image_id: str) -> list[int]:
         """A seed for each draw."""
@@ -117,18 +128,34 @@ class Encoder:
         size = self.batch_size
         for start in range(0, n_images, size):
             if len(pixels) == size:
-                put_out = self.source.encode(pixels, seeds)
+                seen, of_seen = pixels.copy() if self._needs_copies else pixels.view(), seeds
             else:
                 places = np.arange(start, start + size).clip(max=n_images - 1)
-                put_out = self.source.encode(pixels[places], [seeds[place] for place in places])
+                seen, of_seen = pixels[places], [seeds[place] for place in places]
+            seen.flags.writeable = False
+            put_out = self.source.encode(seen, of_seen)
             encoded = put_out if isinstance(put_out, Encoded) else Encoded(put_out)
             # A source may use its memory again.
             yield replace(encoded, latents=_copied(encoded.latents), rejected=dict(encoded.rejected))
 
 
 def _copied(latents: Any) -> Any:
-    """An array, or a list of arrays where a source has put out one of each image."""
+    """An array, or a list of arrays where a source has put out one of each image.
+
+    Raises:
+        LatentShapeError: if it is an array with a mask, which a store cannot keep.
+    """
+    if isinstance(latents, np.ma.MaskedArray):
+        raise LatentShapeError(
+            "the source put out an array with a mask, which a store cannot keep",
+            hint="fill it, or reject the image: see docs/guides/own-source.md",
+        )
     return latents.copy() if isinstance(latents, np.ndarray) else [np.array(latent) for latent in latents]
+
+
+def _settings_of(torch: Any) -> dict[str, str | int | float | bool]:
+    """Of the whole process, which round what is computed in another way."""
+    return {"threads": torch.get_num_threads(), "float32_matmul": torch.get_float32_matmul_precision()}
 
 
 def _is_out_of_memory(error: Exception) -> bool:

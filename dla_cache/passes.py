@@ -1,5 +1,6 @@
 """What one process does of a build: it fills its shards of all series in one pass over the images."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -113,7 +114,13 @@ def fill_store(
         stack.enter_context(files.naming())
         files.refresh()
         sources = [stack.enter_context(closing(open_source(entry, device))) for entry in work.spec.latents]
-        encoders = {source.recipe.modality.value: Encoder(source, work.batch_size) for source in sources}
+        sides = Counter(source.recipe.source_view_size for source in sources)
+        encoders = {
+            source.recipe.modality.value: Encoder(
+                source, work.batch_size, shares_pixels=sides[source.recipe.source_view_size] > 1
+            )
+            for source in sources
+        }
         store = create_store(
             work.store_place,
             with_removed(stored_rows(files.path), RowTable.from_manifest(work.manifest)),

@@ -19,6 +19,7 @@ from dla_cache.sources.activations import Hook, activations, as_array, axes_of, 
 from dla_cache.sources.captions import BlipCaptioner, open_captioner, require_no_caption_settings
 from dla_cache.sources.catalog import SOURCES
 from dla_cache.sources.catalog.entry import CAPTION, PipelineRow, Scalar
+from dla_cache.sources.diffusers_source import require_prompt_fits
 from dla_cache.sources.encoder_source import pool_named
 from dla_cache.sources.lacking import require_finite
 from dla_cache.sources.loading import (
@@ -55,6 +56,7 @@ class DenoiserSource:
             self.pipeline, hashes, origin, self.lacking = load_pipeline(
                 entry, row, self.parameters, preset_of(row, {}), device
             )
+            require_prompt_fits(spec.source, self.pipeline, self.prompt, self.settings)
         self.is_flow = hasattr(self.pipeline, "transformer")
         n_steps = self.pipeline.scheduler.config.num_train_timesteps
         if not 0 <= self.step < n_steps:

@@ -19,6 +19,7 @@ from dla_cache.sources.presets import scheduler_like
 from tests.dla_cache.sources.conftest import some_pixels, spec_of
 from tests.dla_cache.sources.tiny import SIDE
 
+
 def kinds_of_rows() -> list[str]:
     """One row for each pipeline and list of schedulers."""
     first: dict[Any, str] = {}
