@@ -1,6 +1,5 @@
 """What one process does of a build: it fills its shards of all series in one pass over the images."""
 
-from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -114,12 +113,10 @@ def fill_store(
         stack.enter_context(files.naming())
         files.refresh()
         sources = [stack.enter_context(closing(open_source(entry, device))) for entry in work.spec.latents]
-        sides = Counter(source.recipe.source_view_size for source in sources)
+        sides = [source.recipe.source_view_size for source in sources]
         encoders = {
-            source.recipe.modality.value: Encoder(
-                source, work.batch_size, shares_pixels=sides[source.recipe.source_view_size] > 1
-            )
-            for source in sources
+            source.recipe.modality.value: Encoder(source, work.batch_size, shares_pixels=side in sides[place + 1 :])
+            for place, (source, side) in enumerate(zip(sources, sides, strict=True))
         }
         store = create_store(
             work.store_place,
