@@ -35,8 +35,8 @@ READ_THREADS = min(max(len(os.sched_getaffinity(0)) if sys.platform == "linux" e
 SLOTS = 6
 """Batches whose pixels are in memory: one at the device, the others read or being read."""
 
-TASK_IMAGES = 8
-"""Images that a thread reads at a time: of one at a time, handing over would cost as much as a small image."""
+TASK_IMAGES = 32
+"""Images that a thread reads at a time: of 8, handing over and waiting for Python cost as much as a tenth of it all."""
 
 SWITCH_S = 0.0005
 """How long a source that comes back from its device may wait for the Python of another thread; by default 5 ms, which
