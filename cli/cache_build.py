@@ -3,14 +3,23 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.build_progress import WAITS_FOR, BuildReporter
 from cli.cache_audit import MaskNames, SynonymsPath, mask_names, show_captions
 from cli.cache_plan import require_plan_alone
-from cli.cache_spec import find_own_modules, read_cache_spec
+from cli.cache_spec import (
+    HeldAs,
+    ImageFolder,
+    ModalityName,
+    Overrides,
+    SourceName,
+    SpecPath,
+    find_own_modules,
+    read_cache_spec,
+)
 from cli.device import require_devices
 from cli.render import as_percent, counted, left_out
 from cli.signals import stop_on_signals
@@ -24,7 +33,7 @@ if TYPE_CHECKING:
 
 def build_command(
     context: typer.Context,
-    spec_path: Annotated[Path | None, typer.Argument(metavar="[SPEC]", help="Cache spec, a YAML file.")] = None,
+    spec_path: SpecPath = None,
     manifest_path: Annotated[Path | None, typer.Option("--manifest", help="Image list, a Parquet file.")] = None,
     out: Annotated[
         str | None, typer.Option("--out", metavar="STORE", help="Folder of the store, or its URL; made if absent.")
@@ -32,19 +41,10 @@ def build_command(
     plan_path: Annotated[
         Path | None, typer.Option("--plan", help="In place of SPEC, --manifest and --out: what dla cache plan wrote.")
     ] = None,
-    source: Annotated[
-        str | None, typer.Option("--source", help="In place of SPEC: one source, or a class of yours, module:Class.")
-    ] = None,
-    modality: Annotated[
-        str | None, typer.Option("--modality", help="With --source: what it makes, if dla does not know it.")
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option("--images", help="Folder the images' paths start from; the manifest's if absent.")
-    ] = None,
-    image_encoding: Annotated[
-        Literal["none", "original", "jpeg", "raw"] | None,
-        typer.Option("--image-encoding", help="Hold the images in the store, too: the field `images` of the spec."),
-    ] = None,
+    source: SourceName = None,
+    modality: ModalityName = None,
+    images: ImageFolder = None,
+    image_encoding: HeldAs = None,
     device: Annotated[
         str,
         typer.Option(
@@ -56,9 +56,7 @@ def build_command(
     ] = 64,
     rank: Annotated[int, typer.Option("--rank", min=0, help="Number of this process among --world-size.")] = 0,
     world_size: Annotated[int, typer.Option("--world-size", min=1, help="Processes that build together.")] = 1,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Set one field of the spec; repeatable.")
-    ] = None,
+    overrides: Overrides = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="First read every committed shard and make damaged ones again.")
     ] = False,

@@ -4,12 +4,12 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.cache_audit import MaskNames, SynonymsPath, mask_names
-from cli.cache_spec import read_cache_spec
+from cli.cache_spec import HeldAs, ImageFolder, ModalityName, Overrides, SourceName, SpecPath, read_cache_spec
 from cli.device import require_devices
 from cli.render import ProgressReporter, as_size, counted, print_table
 
@@ -46,23 +46,12 @@ def require_plan_alone(context: typer.Context) -> None:
 def plan_command(
     manifest_path: Annotated[Path, typer.Option("--manifest", help="Image list, a Parquet file.")],
     out: Annotated[str, typer.Option("--out", metavar="STORE", help="Folder of the store to build, or its URL.")],
-    spec_path: Annotated[Path | None, typer.Argument(metavar="[SPEC]", help="Cache spec, a YAML file.")] = None,
-    source: Annotated[
-        str | None, typer.Option("--source", help="In place of SPEC: one source, or a class of yours, module:Class.")
-    ] = None,
-    modality: Annotated[
-        str | None, typer.Option("--modality", help="With --source: what it makes, if dla does not know it.")
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option("--images", help="Folder the images' paths start from; the manifest's if absent.")
-    ] = None,
-    image_encoding: Annotated[
-        Literal["none", "original", "jpeg", "raw"] | None,
-        typer.Option("--image-encoding", help="Hold the images in the store, too: the field `images` of the spec."),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Set one field of the spec; repeatable.")
-    ] = None,
+    spec_path: SpecPath = None,
+    source: SourceName = None,
+    modality: ModalityName = None,
+    images: ImageFolder = None,
+    image_encoding: HeldAs = None,
+    overrides: Overrides = None,
     append: Annotated[bool, typer.Option("--append", help="Plan to add images that the store has not.")] = False,
     mask_class_names: MaskNames = False,
     synonyms_path: SynonymsPath = None,

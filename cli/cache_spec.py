@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +11,25 @@ from cli.settings import apply_overrides
 
 if TYPE_CHECKING:
     from dla_cache.spec import CacheSpec
+
+
+SpecPath = Annotated[Path | None, typer.Argument(metavar="[SPEC]", help="Cache spec, a YAML file.")]
+SourceName = Annotated[
+    str | None, typer.Option("--source", help="In place of SPEC: one source, or a class of yours, module:Class.")
+]
+ModalityName = Annotated[
+    str | None, typer.Option("--modality", help="With --source: what it makes, if dla does not know it.")
+]
+ImageFolder = Annotated[
+    Path | None, typer.Option("--images", help="Folder the images' paths start from; the manifest's if absent.")
+]
+HeldAs = Annotated[
+    Literal["none", "original", "jpeg", "raw"] | None,
+    typer.Option("--image-encoding", help="Hold the images in the store, too: the field `images` of the spec."),
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Set one field of the spec; repeatable.")
+]
 
 
 def read_cache_spec(
