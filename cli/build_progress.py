@@ -63,7 +63,9 @@ class BuildReporter:
 
     def __call__(self, progress: "BuildProgress") -> None:
         now = time.monotonic()
-        self._first = self._first or (now, progress.images_done)
+        # A further pass, which puts images aside, begins anew.
+        if self._first is None or progress.images_done < self._first[1]:
+            self._first = (now, progress.images_done)
         self._last = progress
         if self._bars is not None:
             self._move_bars(progress)

@@ -154,7 +154,7 @@ def _show(report: "BuildReport", out: str, spec: "CacheSpec", batch_size: int, *
     if report.images_left_out:
         typer.echo(left_out(report.images_left_out))
     for image_id, reason in report.put_aside.items():
-        typer.echo(f"put aside     {image_id}: it {reason}")
+        typer.echo(f"put aside     `{image_id}` {reason}")
     typer.echo(f"encoded       {counted(report.images_encoded, 'image')}, {report.images_per_s:.1f} images/s")
     if report.device_busy is not None and report.bottleneck is not None:
         waiting = "" if report.bottleneck == "device" else f"; it waited for {WAITS_FOR[report.bottleneck]}"

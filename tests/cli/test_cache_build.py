@@ -72,7 +72,7 @@ def test_so_many_bad_images_are_left_out_with_their_reasons_as_are_allowed(build
     built = build("--allow-bad", "10%")
     assert built.exit_code == 0, built.stderr
     assert "store         s, 9 images" in built.stdout
-    assert "put aside     3-ppng: it at `3.png` is not the file of the manifest" in built.stdout
+    assert "put aside     `3-ppng` at `3.png` is not the file of the manifest" in built.stdout
 
 
 @pytest.mark.parametrize("allowed", ["-1", "half", "%"])
@@ -112,3 +112,13 @@ def test_without_a_terminal_a_line_tells_the_same(capsys: pytest.CaptureFixture[
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("build: 8/20 images, ")
     assert "depth 4/10, shape 4/10, it waits for writing, shape, shard 1 of 3, which another builder has" in line
+
+
+def test_the_rate_is_that_of_the_pass_under_way_when_bad_images_made_a_second_one_necessary(
+    build: Callable[..., Result],
+) -> None:
+    Path("3.png").write_bytes(b"")
+    assert build("--allow-bad", "10%", "--progress", "p.jsonl").exit_code == 0
+    told = [json.loads(line) for line in Path("p.jsonl").read_text().splitlines()]
+    assert told[-1]["images_done"] == told[-1]["images_total"]
+    assert all(line["images_per_s"] >= 0 for line in told)
