@@ -2,13 +2,13 @@
 
 import getpass
 import json
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.cache_spec import find_own_modules
 from cli.device import require_device
 from cli.render import counted
 
@@ -98,8 +98,7 @@ def _adopt_sources(
 
     if options["n_images"] is not None and images is None and not holds_files(store):
         raise typer.BadParameter("this store holds no images: name their folder or --manifest", param_hint="--images")
-    if any(":" in entry.source for entry in spec.latents):
-        sys.path.insert(0, str(Path.cwd()))  # where a user's own module lies
+    find_own_modules(entry.source for entry in spec.latents)
     adopted = []
     for entry in spec.latents:
         if entry.modality.value in store.modalities:

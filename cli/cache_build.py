@@ -93,7 +93,7 @@ def build_command(
     if plan_path is not None:
         require_plan_alone(context)
         plan = read_plan(plan_path)
-        find_own_modules(plan.spec)
+        find_own_modules(entry.source for entry in plan.spec.latents)
         spec, out, batch_size, device = plan.spec, plan.store, plan.batch_size, plan.device
         repair, append = plan.repair, plan.append
     else:

@@ -1,7 +1,6 @@
 """`dla cache`: what a store holds is what was written, what a source makes now, and what another store holds."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.cache_adopt import AsJson, RecomputeFolder, as_line
+from cli.cache_spec import find_own_modules
 from cli.device import require_device
 from cli.render import ProgressReporter, as_size, counted, left_out, print_table
 from dla_cache.errors import CorruptShardError, StoreError, name_some
@@ -142,8 +142,7 @@ def _recompute(
     for name in imported:
         typer.echo(f"not computed again: `{name}`, whose latents were imported", err=True)
     require_device(device)
-    if any(":" in store.recipe(name).source for name in live):
-        sys.path.insert(0, str(Path.cwd()))  # where a user's own module lies
+    find_own_modules(store.recipe(name).source for name in live)
     with ProgressReporter("recompute", "latents") as reporter:
         return recompute(
             store,

@@ -1,7 +1,7 @@
 """The cache spec that a command line stands for: a file, or one source, and settings."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -46,19 +46,32 @@ def read_cache_spec(
     if image_encoding is not None:
         fields["images"] = image_encoding
     spec = parse_spec(apply_overrides(fields, overrides), CacheSpec, where=str(spec_path or "--source"))
-    find_own_modules(spec)
+    find_own_modules(entry.source for entry in spec.latents)
     return spec
 
 
-def find_own_modules(spec: "CacheSpec") -> None:
+def find_own_modules(sources: Iterable[str]) -> None:
     """Lets modules of a user's own sources be found in the current folder, where an installed `dla` does not look."""
-    if any(":" in entry.source for entry in spec.latents):
+    if any(":" in source for source in sources):
         sys.path.insert(0, str(Path.cwd()))
+
+
+def modality_of(source: str, modality: str | None) -> str:
+    """What a source makes: as is said, or as dla knows it."""
+    from dla_cache.sources import SOURCES
+
+    if modality is None and source in SOURCES:
+        modality = SOURCES[source].modality.value
+    if modality is None:
+        raise typer.BadParameter(
+            f"dla does not know what `{source}` makes; its own sources are {', '.join(SOURCES)}",
+            param_hint="--modality",
+        )
+    return modality
 
 
 def _spec_fields(spec_path: Path | None, source: str | None, modality: str | None) -> dict[str, Any]:
     """The fields of the spec file, or of the spec that `--source` stands for."""
-    from dla_cache.sources import SOURCES
     from dla_cache.spec import load_yaml
 
     if (spec_path is None) == (source is None):
@@ -68,11 +81,4 @@ def _spec_fields(spec_path: Path | None, source: str | None, modality: str | Non
             raise typer.BadParameter("it goes with --source; a spec file says it itself", param_hint="--modality")
         return load_yaml(spec_path)
     assert source is not None
-    if modality is None and source in SOURCES:
-        modality = SOURCES[source].modality.value
-    if modality is None:
-        raise typer.BadParameter(
-            f"dla does not know what `{source}` makes; its own sources are {', '.join(SOURCES)}",
-            param_hint="--modality",
-        )
-    return {"latents": [{"source": source, "modality": modality}]}
+    return {"latents": [{"source": source, "modality": modality_of(source, modality)}]}

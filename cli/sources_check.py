@@ -1,13 +1,13 @@
 """`dla sources check` and `dla sources fetch`: a source is tried on a few images, and its weights are brought here."""
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.cache_spec import find_own_modules, modality_of
 from cli.device import require_device
 from cli.render import ProgressReporter, as_size, counted
 from cli.settings import apply_overrides
@@ -71,18 +71,10 @@ def check_command(
 
 
 def _spec_of(source: str, modality: str | None, overrides: list[str], model: str | None) -> "LatentSpec":
-    from dla_cache.sources import SOURCES
     from dla_cache.spec import LatentSpec, parse_spec
 
-    if modality is None and source in SOURCES:
-        modality = SOURCES[source].modality.value
-    if modality is None:
-        raise typer.BadParameter(
-            f"dla does not know what `{source}` makes; its own sources are {', '.join(SOURCES)}",
-            param_hint="--modality",
-        )
-    if ":" in source:
-        sys.path.insert(0, str(Path.cwd()))  # where a user's own module lies; an installed `dla` does not look there
+    modality = modality_of(source, modality)
+    find_own_modules([source])
     settings = apply_overrides({}, overrides)
     fields: dict[str, Any] = {name: settings.pop(name) for name in OF_THE_SPEC if name in settings}
     parameters = settings | ({} if model is None else {"model": model})

@@ -8,13 +8,11 @@ from transformers import AutoTokenizer
 
 from dla_cache.errors import SourceError, StoreError
 from dla_cache.leaks import ModalityAudit, Synonyms, audit_captions
+from dla_cache.modality import Modality
 from dla_cache.sources.captions import texts_of
 from dla_cache.sources.catalog import SOURCES
 from dla_cache.sources.weights import find_weights
 from dla_cache.store import LatentStore
-
-CAPTION = "caption"
-"""The kind of modality that holds captions."""
 
 
 def count_again(
@@ -29,7 +27,7 @@ def count_again(
         StoreError: if the store holds no captions.
         SourceError: if the captioner is not on this machine, or is not the one that was used.
     """
-    held = [audit.modality for audit in audits if audit.modality.partition("-")[0] == CAPTION]
+    held = [audit.modality for audit in audits if Modality(audit.modality).kind == Modality.CAPTION]
     if not held:
         raise StoreError(
             f"`{store.path}` holds no captions to look for synonyms in",
