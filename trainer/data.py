@@ -161,7 +161,9 @@ class PairSource:
 
     def _joined(self, parts: Sequence[PairBatch]) -> Batch:
         parts = [
-            self._with_one_draw(part, [crc32(image_id.encode()) + part.epoch for image_id in part.image_ids])
+            self._with_one_draw(
+                part, [crc32(image_id.encode()) + self.view.number_in(part.epoch) for image_id in part.image_ids]
+            )
             for part in parts
         ]
         if not self.sees_images:
@@ -182,7 +184,8 @@ class PairSource:
 
     def _viewed(self, part: PairBatch) -> Tensor:
         aspects = np.array([pixels.shape[2] / pixels.shape[1] for pixels in part.pixels])
-        views = draw_views(self.seed, part.image_ids, part.epoch, self.view, aspects)
+        seed = self.seed if self.view.seed is None else self.view.seed
+        views = draw_views(seed, part.image_ids, self.view.number_in(part.epoch), self.view, aspects)
         return view_images(part.pixels, views, self.image_size)
 
     def _batch(self, parts: Sequence[PairBatch], pixels: Tensor) -> Batch:

@@ -18,6 +18,7 @@ from trainer.data import PairSource, PixelScale, Role
 from trainer.evaluate import measure_branches, measure_subsets, name_subsets
 from trainer.loop import Loop, LoopConfig, Progress
 from trainer.probe import LatentProbe, ProbeConfig
+from trainer.reference import FrozenClassifier
 from trainer.run_folder import (
     DataFacts,
     RunResult,
@@ -31,7 +32,7 @@ from trainer.run_folder import (
     read_result,
 )
 from trainer.student import StudentConfig, build_student, export_student
-from trainer.tasks import ClassifierTask, FrozenClassifier, ProbeTask, StudentTask, TeacherTask
+from trainer.tasks import ClassifierTask, ProbeTask, StudentTask, TeacherTask
 from trainer.teacher import Teacher, TeacherConfig
 
 EVALUATION_BATCH_SIZE = 256

@@ -9,6 +9,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from dla_cache.spec import StrictModel
+from trainer.features import LOGITS, Target
 from trainer.heads import MessyTerm
 from trainer.objectives.ce import CeConfig, cross_entropy
 from trainer.objectives.kd import KdConfig, kd_loss
@@ -31,12 +32,10 @@ class ObjectiveInputs:
     """[B, K]."""
     labels: Tensor | None = None
     """int64 [B], or [B, K] where images have several; -1 where an image has none."""
-    teacher_logits: Tensor | None = None
-    """[B, K]."""
+    targets: Mapping[Target, Tensor] = field(default_factory=dict)
+    """What the student learns from says of the batch."""
     predictions: Mapping[MessyTerm, Tensor] = field(default_factory=dict)
     """[B, D] each, from the student's heads."""
-    targets: Mapping[MessyTerm, Tensor] = field(default_factory=dict)
-    """[B, D] each, pooled from the teacher's blocks."""
     is_multi_label: bool = False
     """Whether each class is a question of its own."""
 
@@ -44,8 +43,8 @@ class ObjectiveInputs:
         """Whether `need` is given."""
         given = {
             Need.LABELS: self.labels is not None,
-            Need.TEACHER_LOGITS: self.teacher_logits is not None,
-            Need.BLOCK_TARGETS: bool(self.targets),
+            Need.TEACHER_LOGITS: LOGITS in self.targets,
+            Need.BLOCK_TARGETS: bool(self.predictions),
         }
         return given[need]
 
@@ -65,10 +64,8 @@ def _ce(config: CeConfig, inputs: ObjectiveInputs) -> Tensor | None:
 
 
 def _kd(config: KdConfig, inputs: ObjectiveInputs) -> Tensor:
-    assert inputs.teacher_logits is not None
-    return kd_loss(
-        inputs.student_logits, inputs.teacher_logits, config.temperature, is_multi_label=inputs.is_multi_label
-    )
+    teacher_logits = inputs.targets[LOGITS]
+    return kd_loss(inputs.student_logits, teacher_logits, config.temperature, is_multi_label=inputs.is_multi_label)
 
 
 def _messy(config: MessyConfig, inputs: ObjectiveInputs) -> Tensor:
