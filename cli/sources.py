@@ -77,7 +77,8 @@ def fit(
     from dla_cache.sources.fit import EmbeddedFit, FitSpec, Stage, begin_fit
     from dla_cache.spec import load_yaml, parse_spec
     from trainer.checkpoint import load_checkpoint
-    from trainer.loop import Loop, LoopConfig
+    from trainer.loop import Loop
+    from trainer.schedule import LoopConfig
 
     spec = parse_spec(apply_overrides(load_yaml(spec_path), overrides or []), FitSpec, where=str(spec_path))
     embedded = EmbeddedFit(spec)
@@ -91,6 +92,7 @@ def fit(
             ema_decay=stage.config.ema_decay,
             warmup_steps=50,
             evaluate_steps=250,
+            trackers=(),
         )
         loop = Loop(stage.task, config, folder, seed=spec.seed)
         if (folder / "last.safetensors").exists():

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,10 @@ from torch import Tensor
 
 from dla_cache.durable import make_folder, write_durably, writing_to
 from dla_cache.errors import CheckpointError, name_some
+
+LAST = "last.safetensors"
+PREVIOUS = "previous.safetensors"
+"""The checkpoint before the last."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -36,6 +42,28 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[st
     write_atomically(path, save(copies, metadata={"facts": said, "sha256": checksum_of(copies, said)}))
 
 
+def save_keeping_previous(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Writes a checkpoint as `save_checkpoint` does; what stood at `path` stays as `previous.safetensors` beside it.
+
+    At every moment a whole file stands at `path`, once one has.
+
+    Raises:
+        StoreError: if the folder cannot be written.
+    """
+    if path.exists():
+        kept, temporary = path.with_name(PREVIOUS), path.with_name(f".{PREVIOUS}.tmp")
+        with writing_to(kept):
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+            try:
+                os.link(path, temporary)
+            except OSError:  # a file system without hard links
+                write_durably(kept, path.read_bytes())
+            else:
+                temporary.rename(kept)
+    save_checkpoint(path, tensors, facts)
+
+
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors (on the CPU) and facts of a checkpoint.
 
@@ -49,15 +77,13 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint at `{path}`", hint="train the run first, or check the path") from error
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"`{path}` is no checkpoint of dla: {error}", hint=start_again(path.parent)) from error
+        raise CheckpointError(f"`{path}` is no checkpoint of dla: {error}", hint=way_on(path)) from error
     if not {"facts", "sha256"} <= metadata.keys():
         raise CheckpointError(
-            f"`{path}` is no checkpoint of this version of dla: it has no checksum", hint=start_again(path.parent)
+            f"`{path}` is no checkpoint of this version of dla: it has no checksum", hint=way_on(path)
         )
     if checksum_of(tensors, metadata["facts"]) != metadata["sha256"]:
-        raise CheckpointError(
-            f"`{path}` is damaged: its content does not have its checksum", hint=start_again(path.parent)
-        )
+        raise CheckpointError(f"`{path}` is damaged: its content does not have its checksum", hint=way_on(path))
     return tensors, json.loads(metadata["facts"])
 
 
@@ -68,6 +94,14 @@ def checksum_of(tensors: Mapping[str, Tensor], facts: str) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def way_on(path: Path) -> str:
+    """The hint where a checkpoint cannot be read: the one before it, if there is one that may be gone on from."""
+    previous = path.with_name(PREVIOUS)
+    if path.name == LAST and previous.exists():
+        return f"go on from the checkpoint before it: mv {previous} {path}, and then `--resume`"
+    return start_again(path.parent)
 
 
 def start_again(folder: Path) -> str:

@@ -10,10 +10,10 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from dla_cache.errors import SpecError
 from dla_cache.remote import is_remote
 from dla_cache.spec import StrictModel, parse_spec
-from trainer.loop import LoopConfig
 from trainer.objectives import Need, ObjectiveConfig
 from trainer.presets import PRESETS
 from trainer.probe import ProbeConfig
+from trainer.schedule import LoopConfig
 from trainer.student import StudentConfig
 from trainer.teacher import TeacherConfig
 from trainer.views import ViewConfig
@@ -34,6 +34,10 @@ PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PLACES = ("store", "images", "output", "teacher")
 """Fields of a run that are paths, `store` maybe a URL; a run file's are relative to the file. They are no part of what
 a run is."""
+
+
+RUNTIME_FIELDS = (*PLACES, "device", "threads")
+"""Fields that say where and how a run is computed: no part of what it is, so it may be resumed with others."""
 
 
 def folder_of(place: str | None) -> Path | None:
@@ -113,6 +117,8 @@ class RunConfig(StrictModel):
     """Decides initialisation, order, views and dropout."""
     device: str = "cpu"
     """As torch names it: `cpu`, `cuda`, `cuda:1`, …"""
+    threads: Annotated[int, Field(gt=0)] = 1
+    """So many read and decode images ahead; they change nothing in the batches."""
 
     @field_validator("device")
     @classmethod

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from dla_cache.decoded import Decode
+from dla_cache.errors import SpecError, name_some
 from dla_cache.images import Pixels, centre_square, decode_image, shrink
-from dla_cache.pairs import PairBatch, PairStream
+from dla_cache.pairs import WHOLE, PairBatch, PairStream, Share
 from dla_cache.store import LatentStore
 from trainer.views import ViewConfig, draw_views, view_images
 
@@ -79,10 +80,14 @@ class PairSource:
         seed: int,
         device: str,
         sees_images: bool = True,
+        share: Share = WHOLE,
+        threads: int = 1,
     ) -> None:
         """
         Args:
             sees_images: False for a probe, which is then spared from reading and decoding them.
+            share: this process's part of every training batch, and of the batches of an evaluation.
+            threads: so many make batches ahead.
         """
         self.store = store
         self.images = images
@@ -93,22 +98,43 @@ class PairSource:
         self.seed = seed
         self.device = device
         self.sees_images = sees_images
+        self.share = share
+        self.threads = threads
         formats = {name: store.recipe(name).format for name in store.modalities}
         self.n_draws = {name: (one.n_draws, one.of_one_draw == one) for name, one in formats.items()}
 
-    def training(self, roles: Sequence[Role]) -> Callable[[int], Generator[Batch, None, None]]:
+    def training(self, roles: Sequence[Role], n_micro: int = 1) -> Callable[[int], Generator[Batch, None, None]]:
         """Endless shuffled batches from a step on, the roles' images one after another in each.
 
+        A process's share of a batch comes as `n_micro` batches, each with as many images of each role: so a mean over
+        the images of a role is the mean of those of the parts.
+
         Where a store holds several draws of a latent, an image has another one each epoch, until it has had all.
+
+        Raises:
+            SpecError: if the images of a role cannot be cut into so many equal parts.
         """
+        n_parts = self.share.world_size * n_micro
+        for role in roles:
+            if role.batch_size % n_parts:
+                raise SpecError(
+                    f"a batch has {role.batch_size} images of {name_some(role.splits)}, which make no {n_parts} equal"
+                    f" parts: {self.share.world_size} processes times `loop.accumulation` {n_micro}",
+                    hint="choose the images of a batch, processes and accumulation so that they fit",
+                )
         decode = self._decode_for_crops if self.view.is_cropped else self._decode_for_centres
-        streams = [self._stream(role, self.modalities, decode, shuffle=True, drop_last=True) for role in roles]
+        streams = [
+            self._stream(role, self.modalities, decode, shuffle=True, drop_last=True, share=self.share)
+            for role in roles
+        ]
 
         def batches(step: int) -> Generator[Batch, None, None]:
             iterators = [stream.batches(step) for stream in streams]
             try:
                 for parts in zip(*iterators, strict=True):
-                    yield self._joined([seen_by(role, part) for role, part in zip(roles, parts, strict=True)])
+                    seen = [seen_by(role, part) for role, part in zip(roles, parts, strict=True)]
+                    for number in range(n_micro):
+                        yield self._joined([part_of(one, Share(number, n_micro)) for one in seen])
             finally:
                 for iterator in iterators:
                     iterator.close()
@@ -118,19 +144,27 @@ class PairSource:
     def evaluation(self, role: Role, modalities: Sequence[str]) -> Callable[[], Iterator[Batch]]:
         """Each image once, in row order, its centre square as its view, the first draw of its latents.
 
+        Several processes take whole batches in turn, so that a batch is what it is for one.
         A student needs no `modalities`.
         """
         stream = self._stream(role, modalities, self._decode_centre, shuffle=False, drop_last=False)
 
         def batches() -> Iterator[Batch]:
-            for pairs in stream.epoch_once():
+            for pairs in stream.batches(self.share.rank, step=self.share.world_size, stop=len(stream)):
                 seen = self._with_one_draw(pairs, [0] * len(pairs.image_ids))
                 yield self._batch([seen], self._centres(pairs) if self.sees_images else _no_pixels([pairs]))
 
         return batches
 
     def _stream(
-        self, role: Role, modalities: Sequence[str], decode: Decode, *, shuffle: bool, drop_last: bool
+        self,
+        role: Role,
+        modalities: Sequence[str],
+        decode: Decode,
+        *,
+        shuffle: bool,
+        drop_last: bool,
+        share: Share = WHOLE,
     ) -> PairStream:
         return PairStream(
             self.store,
@@ -143,6 +177,8 @@ class PairSource:
             modalities=modalities,
             shuffle=shuffle,
             drop_last=drop_last,
+            share=share,
+            threads=self.threads,
         )
 
     def _decode_centre(self, data: bytes, image_id: str) -> Pixels:
@@ -208,3 +244,18 @@ def _no_pixels(parts: Sequence[PairBatch]) -> Tensor:
 def seen_by(role: Role, part: PairBatch) -> PairBatch:
     """A part of a batch with the labels that its role may see."""
     return replace(part, labels=torch.full_like(part.labels, -1)) if role.labels_hidden else part
+
+
+def part_of(batch: PairBatch, share: Share) -> PairBatch:
+    """Neighbouring images of a batch."""
+    start, stop = share.of(len(batch.image_ids))
+    return replace(
+        batch,
+        image_ids=batch.image_ids[start:stop],
+        rows=batch.rows[start:stop],
+        pixels=batch.pixels[start:stop],
+        images=batch.images[start:stop],
+        latents={name: latents[start:stop] for name, latents in batch.latents.items()},
+        present={name: present[start:stop] for name, present in batch.present.items()},
+        labels=batch.labels[start:stop],
+    )

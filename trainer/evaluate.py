@@ -3,9 +3,10 @@
 Dimensions: N images, K classes.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,17 @@ TOP = 5
 
 Batches = Callable[[], Iterator[Batch]]
 """Labelled images, each once."""
+
+
+K = TypeVar("K")
+
+Gather = Callable[[Any], Sequence[Any]]
+"""Gives the values of all processes, in the order of their ranks."""
+
+
+def alone(value: Any) -> Sequence[Any]:
+    """The values of all processes where there is one."""
+    return [value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +132,24 @@ def predict(task: ClassifierTask, batches: Batches) -> Predictions:
 
 
 @torch.inference_mode()
-def measure_branches(task: ClassifierTask, batches: Batches) -> dict[str, Score]:
-    """The score of the answer, and of each branch beside it, over labelled images; the answer stands first."""
+def measure_branches(task: ClassifierTask, batches: Batches, gather: Gather = alone) -> dict[str, Score]:
+    """The score of the answer, and of each branch beside it, over labelled images; the answer stands first.
+
+    Args:
+        gather: gives the tallies of all processes that have taken batches in turn.
+    """
     tallies: dict[str, Tally] = {}
     task.module.eval()
     for batch in batches():
         for name, logits in task.branch_logits(batch).items():
             tallies.setdefault(name, new_tally(batch.labels)).add(logits, batch.labels)
-    return {name: tally.score() for name, tally in tallies.items()}
+    return merged_scores(gather(tallies))
 
 
 @torch.inference_mode()
-def measure_subsets(task: ProbeTask | TeacherTask, batches: Batches) -> dict[tuple[str, ...], Score]:
+def measure_subsets(
+    task: ProbeTask | TeacherTask, batches: Batches, gather: Gather = alone
+) -> dict[tuple[str, ...], Score]:
     """The score of the answer for every subset of the task's modalities, the others left out of all images.
 
     From none to all, each in the task's order. With none a teacher sees the image alone, and a probe nothing:
@@ -146,7 +164,12 @@ def measure_subsets(task: ProbeTask | TeacherTask, batches: Batches) -> dict[tup
             present = {name: name in subset for name in names}
             logits = next(iter(task.branch_logits(batch, present).values()))
             tallies.setdefault(subset, new_tally(batch.labels)).add(logits, batch.labels)
-    return {subset: tally.score() for subset, tally in tallies.items()}
+    return merged_scores(gather(tallies))
+
+
+def merged_scores(parts: Sequence[Mapping[K, Tally]]) -> dict[K, Score]:
+    """The scores of what several processes counted; the first has had a batch, others perhaps none."""
+    return {name: tally.merged([part[name] for part in parts if part]).score() for name, tally in parts[0].items()}
 
 
 def name_subsets(task: ProbeTask | TeacherTask, subsets: Mapping[tuple[str, ...], Score]) -> dict[str, Score]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from trainer.checkpoint import fitting, load_checkpoint, write_atomically
 from trainer.config import MODEL_CONFIGS, RunConfig, folder_of
 from trainer.data import PairSource, PixelScale, Role
 from trainer.evaluate import measure_branches, measure_subsets, name_subsets
-from trainer.loop import Loop, LoopConfig, Progress
+from trainer.loop import Loop
 from trainer.probe import LatentProbe, ProbeConfig
+from trainer.processes import Processes, open_processes
+from trainer.progress import Progress
 from trainer.reference import FrozenClassifier
 from trainer.run_folder import (
     DataFacts,
@@ -31,9 +33,11 @@ from trainer.run_folder import (
     read_facts,
     read_result,
 )
+from trainer.schedule import LoopConfig
 from trainer.student import StudentConfig, build_student, export_student
 from trainer.tasks import ClassifierTask, ProbeTask, StudentTask, TeacherTask
 from trainer.teacher import Teacher, TeacherConfig
+from trainer.tracking import Trackers, check_trackers
 
 EVALUATION_BATCH_SIZE = 256
 
@@ -59,7 +63,8 @@ def train_run(
 ) -> RunResult:
     """Trains what `config` says, keeps what validation chooses, and then reads the test split once.
 
-    A finished run is returned as it stands. Resuming continues bitwise where the last checkpoint was.
+    A finished run is returned as it stands. Resuming continues bitwise where the last checkpoint was. All processes
+    that a launcher has started call this alike and get the same result; the first alone writes.
 
     Raises:
         CheckpointError: if another process trains in the folder, it holds another run, or one that was begun and
@@ -68,26 +73,34 @@ def train_run(
             other data.
         StoreError, SpecError: if a role has no image, or an image without the label that it needs.
         DeadLossError, TrainingError, WorkInterrupted: see the loop.
+        MissingDependencyError: if a tracker is not installed.
+        LostProcessError: if another process of the run has died.
     """
-    with locked_run(Path(config.output)):
-        return _train_locked(config, resume=resume, on_progress=on_progress, should_stop=should_stop)
+    folder = Path(config.output)
+    check_trackers(config.loop.trackers)
+    with (
+        open_processes(config.loop, config.device, folder / "logs") as processes,
+        locked_run(folder) if processes.is_first else nullcontext(),
+    ):
+        return _train_locked(config, processes, resume=resume, on_progress=on_progress, should_stop=should_stop)
 
 
 def _train_locked(
     config: RunConfig,
+    processes: Processes,
     *,
     resume: bool,
     on_progress: Callable[[Progress], None],
     should_stop: Callable[[], bool],
 ) -> RunResult:
-    folder = Path(config.output)
-    begun = begun_facts(folder, resume=resume)
+    folder, device = Path(config.output), processes.device(config.device)
+    begun = processes.from_first(lambda: begun_facts(folder, resume=resume))
     store = open_store(config.store)
     target_run = load_run(Path(config.teacher)) if config.teacher is not None else None
     facts = data_facts(config, store, target_run, begun)
     if begun is not None:
         check_same_run(folder, config, begun, facts)
-        if (folder / "result.json").exists():
+        if processes.from_first((folder / "result.json").exists):
             return read_result(folder)
     check_roles(config, store)
     if target_run is not None:
@@ -96,9 +109,9 @@ def _train_locked(
     torch.manual_seed(config.seed)
     task = build_task(config, facts, target_run)
     set_statistics(task, config, facts, store)
-    task.module.to(config.device)
+    task.module.to(device)
     if target_run is not None:
-        target_run.task.module.to(config.device)
+        target_run.task.module.to(device)
 
     seen = target_run.facts.modalities if target_run is not None else facts.modalities
     pairs = PairSource(
@@ -109,8 +122,10 @@ def _train_locked(
         modalities=seen,
         view=config.view,
         seed=config.seed,
-        device=config.device,
+        device=device,
         sees_images=config.kind != "probe",
+        share=processes.share,
+        threads=config.threads,
     )
     roles = [Role(config.roles.labelled, config.labelled_per_batch)]
     if config.roles.transfer:
@@ -118,17 +133,19 @@ def _train_locked(
     validation = pairs.evaluation(Role(config.roles.validation, EVALUATION_BATCH_SIZE), facts.modalities)
 
     def evaluate() -> dict[str, float]:
-        scores = {name: score.value for name, score in measure_branches(task, validation).items()}
+        measured = measure_branches(task, validation, processes.gather)
+        scores = {name: score.value for name, score in measured.items()}
         return {"selection": next(iter(scores.values())), **scores}
 
-    training = pairs.training(roles)
+    training = pairs.training(roles, config.loop.accumulation)
     with closing(training(0)) as stream:
         position_to_content = task.position_to_content(next(stream))
-    loop = Loop(task, resolve_loop(config, store), folder, seed=config.seed)
+    trackers = Trackers(processes.accelerator, folder / "logs", config.model_dump(mode="json"), config.images_per_step)
+    loop = Loop(task, resolve_loop(config, store), folder, seed=config.seed, processes=processes, log=trackers.log)
     if begun is None:
         # Now that all parts fit: one begun for a run that cannot start would stand in the way of the corrected run.
-        begin_folder(folder, config, facts)
-    elif (folder / "last.safetensors").exists():
+        processes.from_first(lambda: begin_folder(folder, config, facts))
+    elif processes.from_first((folder / "last.safetensors").exists):
         loop.resume()
     done = loop.run(
         training,
@@ -138,12 +155,13 @@ def _train_locked(
         hint_to_resume="run the same command with `--resume`",
     )
 
+    processes.wait()  # for the first to have written the best
     load_best(folder, task)
     test_batches = pairs.evaluation(Role(config.roles.test, EVALUATION_BATCH_SIZE), facts.modalities)
-    test = measure_branches(task, test_batches)
+    test = measure_branches(task, test_batches, processes.gather)
     answer = next(iter(test.values()))
     if not isinstance(task, StudentTask):
-        test |= name_subsets(task, measure_subsets(task, test_batches))
+        test |= name_subsets(task, measure_subsets(task, test_batches, processes.gather))
     intervals = {name: score.interval() for name, score in test.items()}
     low, high = next(iter(intervals.values()))
     result = RunResult(
@@ -162,7 +180,7 @@ def _train_locked(
         train_seconds=done.train_seconds,
         images_per_s=loop.step * config.images_per_step / done.train_seconds,
     )
-    if isinstance(task, StudentTask):
+    if isinstance(task, StudentTask) and processes.is_first:
         scale = PixelScale(config.pixel_mean, config.pixel_std)
         export_student(
             task.student,
@@ -172,8 +190,9 @@ def _train_locked(
             image_size=config.image_size,
             pixel_scale=scale,
         )
-    write_atomically(folder / "result.json", result.model_dump_json(indent=1).encode())
-    return result
+    if processes.is_first:
+        write_atomically(folder / "result.json", result.model_dump_json(indent=1).encode())
+    return processes.from_first(lambda: result)
 
 
 def data_facts(

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -20,7 +20,8 @@ from dla_cache.remote import is_remote
 from dla_cache.spec import ORIGINAL_IMAGES, ImageRecipe, LatentFormat, StrictModel, canonical_json, load_yaml
 from dla_cache.store import LatentStore
 from trainer.checkpoint import start_again, write_atomically
-from trainer.config import PLACES, RunConfig, resolve_run
+from trainer.config import PLACES, RUNTIME_FIELDS, RunConfig, resolve_run
+from trainer.schedule import RUNTIME_FIELDS as LOOP_RUNTIME_FIELDS
 from trainer.scores import Metric
 
 M = TypeVar("M", bound=StrictModel)
@@ -165,8 +166,8 @@ def check_same_run(folder: Path, config: RunConfig, begun: DataFacts, facts: Dat
         CheckpointError: if a setting or the teacher differs.
         RecipeMismatchError: if images, labels or latents differ.
     """
-    saved, now = read_config(folder).model_dump(mode="json"), config.model_dump(mode="json")
-    changed = [name for name in now if name not in (*PLACES, "device") and saved[name] != now[name]]
+    saved, now = identity_of(read_config(folder)), identity_of(config)
+    changed = [name for name in now if saved[name] != now[name]]
     if changed:
         raise CheckpointError(
             f"`{folder}` holds a run with another {', '.join(f'`{name}`' for name in changed)}",
@@ -191,6 +192,13 @@ def check_same_run(folder: Path, config: RunConfig, begun: DataFacts, facts: Dat
             f"the run in `{folder}` was begun with another teacher than `{config.teacher}` holds now",
             hint="name the teacher it was begun with, or choose another output",
         )
+
+
+def identity_of(config: RunConfig) -> dict[str, Any]:
+    """What a run is: its config without where things lie and how they are computed."""
+    fields = config.model_dump(mode="json", exclude=set(RUNTIME_FIELDS))
+    fields["loop"] = {name: value for name, value in fields["loop"].items() if name not in LOOP_RUNTIME_FIELDS}
+    return fields
 
 
 def read_config(folder: Path) -> RunConfig:

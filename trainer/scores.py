@@ -4,8 +4,10 @@ Dimensions: N images, K classes, R resamples.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from itertools import zip_longest
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -153,6 +155,13 @@ class Tally(Protocol):
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Counts a batch: logits [B, K], labels as in `Batch`."""
 
+    def merged(self, parts: Sequence[Any]) -> "Tally":
+        """What was counted of whole batches in turn, part 0 the first, as one that has counted them in their order.
+
+        Args:
+            parts: tallies of this class.
+        """
+
     def score(self) -> Score:
         """Of all that was counted."""
 
@@ -167,6 +176,11 @@ class HitTally:
     def add(self, logits: Tensor, labels: Tensor) -> None:
         self.correct += int((logits.argmax(dim=-1) == labels).sum())
         self.n += len(labels)
+
+    def merged(self, parts: Sequence["HitTally"]) -> "HitTally":
+        whole = HitTally()
+        whole.correct, whole.n = sum(part.correct for part in parts), sum(part.n for part in parts)
+        return whole
 
     def score(self) -> Accuracy:
         return Accuracy(self.correct, self.n)
@@ -183,8 +197,19 @@ class RankingTally:
         self.logits.append(logits.float().cpu())
         self.labels.append(labels.cpu())
 
+    def merged(self, parts: Sequence["RankingTally"]) -> "RankingTally":
+        whole = RankingTally()
+        whole.logits = in_turn([part.logits for part in parts])
+        whole.labels = in_turn([part.labels for part in parts])
+        return whole
+
     def score(self) -> MeanPrecision:
         return MeanPrecision(torch.cat(self.logits), torch.cat(self.labels))
+
+
+def in_turn(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The first of each part, the second of each, and so on."""
+    return [one for turn in zip_longest(*parts) for one in turn if one is not None]
 
 
 def new_tally(labels: Tensor) -> Tally:

@@ -15,7 +15,8 @@ from dla_cache.sources.fit_pairs import HELD_OUT_VOICES, AudioPairs, DepthPairs,
 from dla_cache.sources.networks import PictureAutoencoder
 from dla_cache.spec import load_yaml, parse_spec
 from trainer.checkpoint import load_checkpoint
-from trainer.loop import Loop, LoopConfig
+from trainer.loop import Loop
+from trainer.schedule import LoopConfig
 
 WEIGHTS = resources.files("dla_cache.sources") / "weights"
 MANIFESTS = Path(__file__).parents[2] / "manifests"

@@ -20,7 +20,8 @@ import trainer
 from dla_cache import durable
 from dla_cache.errors import CheckpointError, DeadLossError, StoreError, TrainingError, WorkInterrupted
 from trainer.checkpoint import load_checkpoint
-from trainer.loop import Loop, LoopConfig, learning_rate_at
+from trainer.loop import Loop
+from trainer.schedule import LoopConfig, learning_rate_at
 
 STEPS = 20
 EVALUATE_STEPS = 6
