@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dla_cache.durable import make_folder, write_durably, writing_to
-from dla_cache.errors import CheckpointError, name_some
+from dla_cache.errors import CheckpointError, StoreError, name_some
 
 LAST = "last.safetensors"
 PREVIOUS = "previous.safetensors"
@@ -50,18 +50,25 @@ def save_keeping_previous(path: Path, tensors: Mapping[str, Tensor], facts: Mapp
     Raises:
         StoreError: if the folder cannot be written.
     """
-    if path.exists():
-        kept, temporary = path.with_name(PREVIOUS), path.with_name(f".{PREVIOUS}.tmp")
+    kept = path.with_name(PREVIOUS)
+    aside = kept.with_name(f".{PREVIOUS}.tmp")
+    had_one = path.exists()
+    if had_one:
         with writing_to(kept):
-            with suppress(FileNotFoundError):
-                temporary.unlink()
+            aside.unlink(missing_ok=True)
             try:
-                os.link(path, temporary)
+                os.link(path, aside)
             except OSError:  # a file system without hard links
-                write_durably(kept, path.read_bytes())
-            else:
-                temporary.rename(kept)
-    save_checkpoint(path, tensors, facts)
+                write_durably(aside, path.read_bytes())
+    try:
+        save_checkpoint(path, tensors, facts)
+    except StoreError:
+        with suppress(OSError):
+            aside.unlink()
+        raise
+    if had_one:
+        with writing_to(kept):
+            aside.rename(kept)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -5,7 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
-from test_loop import make_loop, run_loop
+from tests.trainer.toy import make_loop, run_loop
 
 if __name__ == "__main__":
     folder, last_step = Path(sys.argv[1]), int(sys.argv[2])

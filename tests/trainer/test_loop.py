@@ -1,15 +1,11 @@
 """The loop on a toy task: kills and resumes, the schedule, the guard against dead losses, the best weights."""
 
-import errno
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,79 +14,20 @@ from torch import nn
 
 import trainer
 from dla_cache import durable
-from dla_cache.errors import CheckpointError, DeadLossError, StoreError, TrainingError, WorkInterrupted
+from dla_cache.errors import DeadLossError, TrainingError, WorkInterrupted
+from tests.trainer.toy import (
+    CONFIG,
+    EVALUATE_STEPS,
+    STEPS,
+    Death,
+    assert_same_run,
+    make_loop,
+    run_loop,
+    state_of,
+    steps_told,
+)
 from trainer.checkpoint import load_checkpoint
-from trainer.loop import Loop
 from trainer.schedule import LoopConfig, learning_rate_at
-
-STEPS = 20
-EVALUATE_STEPS = 6
-CONFIG = LoopConfig(steps=STEPS, evaluate_steps=EVALUATE_STEPS, learning_rate=0.05, warmup_steps=3, ema_decay=0.8)
-
-
-@dataclass
-class Losses:
-    terms: dict
-
-    @property
-    def total(self):
-        return sum(self.terms.values())
-
-
-class ToyTask:
-    """Learns y = sum(x), through dropout and a batch norm, whose counter is no floating point number."""
-
-    def __init__(self, terms=None):
-        torch.manual_seed(7)
-        self.module = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
-        self.terms = terms or (lambda error, step: {"fit": error.square().mean()})
-
-    def losses(self, batch):
-        step, inputs = batch
-        return Losses(self.terms(self.module(inputs)[:, 0] - inputs.sum(dim=1), step))
-
-    def taught_parameters(self):
-        return list(self.module[0].parameters())
-
-
-def toy_batches(step):
-    while True:
-        yield step, torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
-        step += 1
-
-
-def make_loop(folder, config=CONFIG, terms=None):
-    return Loop(ToyTask(terms), config, folder, seed=3)
-
-
-def run_loop(loop, evaluate=None, **options):
-    def weights_norm():
-        return {"selection": -float(loop.task.module[0].weight.norm())}
-
-    return loop.run(toy_batches, evaluate or weights_norm, **options)
-
-
-def state_of(loop):
-    return {name: value.clone() for name, value in loop.task.module.state_dict().items()}
-
-
-def assert_same_run(folder, unbroken):
-    for name in ("best", "last"):
-        expected, expected_facts = load_checkpoint(unbroken / f"{name}.safetensors")
-        tensors, facts = load_checkpoint(folder / f"{name}.safetensors")
-        assert tensors.keys() == expected.keys()
-        assert [key for key in expected if not torch.equal(tensors[key], expected[key])] == []
-        assert {k: v for k, v in facts.items() if k != "train_seconds"} == {
-            k: v for k, v in expected_facts.items() if k != "train_seconds"
-        }
-
-
-def steps_told(folder):
-    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-class Death(BaseException):
-    """Ends the process as far as our code can see: no handler of ours catches it."""
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +108,7 @@ def test_death_before_any_step_to_disk_loses_nothing_but_steps(tmp_path, monkeyp
             return run
 
         with monkeypatch.context() as patch:
-            for owner, name in ((os, "fsync"), (Path, "rename"), (os, "open"), (durable, "no_link")):
+            for owner, name in ((os, "fsync"), (os, "link"), (Path, "rename"), (os, "open"), (durable, "no_link")):
                 patch.setattr(owner, name, mortal(getattr(owner, name)))
             try:
                 run_loop(make_loop(folder, config))
@@ -363,142 +300,3 @@ def test_averaged_weights_are_what_is_evaluated_and_kept(tmp_path):
     torch.testing.assert_close(load_checkpoint(tmp_path / "best.safetensors")[0], seen[-1][0], rtol=0, atol=0)
     torch.testing.assert_close(state_of(loop), trained[-1], rtol=0, atol=0)
     assert not torch.allclose(trained[-1]["0.weight"], seen[-1][0]["0.weight"], atol=1e-3)
-
-
-@pytest.fixture
-def stopped(tmp_path):
-    """A run stopped at step 8."""
-    loop = make_loop(tmp_path / "stopped")
-    with pytest.raises(WorkInterrupted):
-        run_loop(loop, should_stop=lambda: loop.step == 8)
-    return tmp_path / "stopped"
-
-
-def test_a_run_of_another_config_is_not_resumed(stopped):
-    loop = make_loop(stopped, CONFIG.model_copy(update={"learning_rate": 0.1, "steps": 40}))
-    with pytest.raises(CheckpointError, match="another `steps`, `learning_rate`") as refused:
-        loop.resume()
-    assert refused.value.hint
-    assert loop.step == 0
-
-
-@pytest.mark.parametrize("kept_share", [0.0, 0.001, 0.1, 0.5, 0.999])
-def test_a_truncated_checkpoint_is_refused(stopped, kept_share):
-    path = stopped / "last.safetensors"
-    content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * kept_share)])
-    with pytest.raises(CheckpointError, match=r"last\.safetensors") as refused:
-        make_loop(stopped).resume()
-    assert f"remove `{stopped}`" in refused.value.hint
-
-
-def test_a_checkpoint_with_a_flipped_bit_is_refused_wherever_it_is(stopped):
-    path = stopped / "last.safetensors"
-    content = path.read_bytes()
-    for place in [*range(16), *range(16, len(content), len(content) // 100), len(content) - 1]:
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        with pytest.raises(CheckpointError, match=r"last\.safetensors") as refused:
-            make_loop(stopped).resume()
-        assert f"remove `{stopped}`" in refused.value.hint
-    path.write_bytes(content)
-    make_loop(stopped).resume()
-
-
-def test_a_checkpoint_without_a_checksum_is_refused(stopped):
-    path = stopped / "last.safetensors"
-    path.write_bytes(path.read_bytes().replace(b'"sha256"', b'"sha999"', 1))
-    with pytest.raises(CheckpointError, match="it has no checksum"):
-        make_loop(stopped).resume()
-
-
-def test_kept_weights_in_place_of_a_checkpoint_are_refused(stopped):
-    shutil.copy(stopped / "best.safetensors", stopped / "last.safetensors")
-    with pytest.raises(CheckpointError, match=r"last\.safetensors` holds weights alone") as refused:
-        make_loop(stopped).resume()
-    assert f"remove `{stopped}`" in refused.value.hint
-
-
-def test_a_checkpoint_of_another_model_is_refused(stopped):
-    loop = make_loop(stopped)
-    loop.task.module[3] = nn.Linear(8, 2)
-    with pytest.raises(CheckpointError, match=r"is of another model: `3\.weight`, `3\.bias`"):
-        loop.resume()
-
-
-def test_averaged_weights_come_back_on_the_device_of_the_model(stopped):
-    """The `meta` device stands for a GPU: it is another one than that of the checkpoint."""
-    task = ToyTask()
-    task.module.to("meta")
-    loop = Loop(task, CONFIG, stopped, seed=3)
-    with warnings.catch_warnings(action="ignore"):  # `meta` holds no values to copy into
-        loop.resume()
-    assert {value.device.type for value in loop.averaged.values()} == {"meta"}
-
-
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="no checkpoint at"):
-        make_loop(tmp_path).resume()
-    (tmp_path / "last.safetensors").write_bytes(b"rubbish" * 100)
-    with pytest.raises(CheckpointError, match="is no checkpoint of dla"):
-        make_loop(tmp_path).resume()
-
-
-def test_a_half_written_checkpoint_does_not_hide_the_whole_one(stopped, unbroken):
-    (stopped / ".last.safetensors.tmp").write_bytes(b"half")
-    loop = make_loop(stopped)
-    loop.resume()
-    run_loop(loop)
-    assert_same_run(stopped, unbroken)
-
-
-def test_a_resumed_log_tells_every_step_once_even_if_its_last_line_was_cut(stopped):
-    with (stopped / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 12, "losses": {}}\n{"step": 18, "los')
-    loop = make_loop(stopped)
-    loop.resume()
-    run_loop(loop)
-    assert steps_told(stopped) == [6, 12, 18, 20]
-    assert [set(record["losses"]) for record in loop.metrics] == [{"fit", "total"}] * 4
-
-
-@pytest.mark.parametrize(
-    ("content", "line"),
-    [
-        (b'{"step": 6}\n\xff\xfe\n', 2),
-        (b'{"step": 6}\nrubbish\n{"step": 12}\n', 2),
-        (b'{"losses": {}}\n', 1),
-        (b'{"step": "6"}\n', 1),
-        (b"[6]\n", 1),
-        (b'{"step": 6}\n\n{"step": 12}\n', 2),
-    ],
-    ids=["no UTF-8", "no JSON", "no step", "no number", "no object", "empty"],
-)
-def test_a_damaged_line_of_the_log_is_named_and_its_file_can_be_removed(stopped, content, line):
-    log = stopped / "metrics.jsonl"
-    log.write_bytes(content)
-    loop = make_loop(stopped)
-    loop.resume()
-    with pytest.raises(CheckpointError, match=rf"line {line} of `{log}` is damaged") as refused:
-        run_loop(loop)
-    assert "remove the file" in refused.value.hint
-    log.unlink()
-    run_loop(loop)
-    assert steps_told(stopped) == [12, 18, 20]
-
-
-def test_a_full_disk_gets_back_what_the_attempt_took(stopped, monkeypatch):
-    before = {path: path.read_bytes() for path in stopped.iterdir()}
-
-    def refuse(descriptor):
-        raise OSError(errno.ENOSPC, "no space left")
-
-    monkeypatch.setattr("os.fsync", refuse)
-    with pytest.raises(StoreError, match="no space left"):
-        make_loop(stopped).save("last")
-    assert {path: path.read_bytes() for path in stopped.iterdir()} == before
-
-
-def test_a_checkpoint_that_cannot_be_written_is_an_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be written"):
-        run_loop(make_loop(tmp_path / "file" / "run"))
