@@ -19,17 +19,19 @@ class ProgressReporter:
     Talks to stderr. Use it as a context manager and tell it by `update` how far the work is.
     """
 
-    def __init__(self, title: str, unit: str) -> None:
+    def __init__(self, title: str, unit: str, *, is_silent: bool = False) -> None:
         """
         Args:
             unit: what is counted, in the plural: `images`, `steps`.
+            is_silent: shows nothing, as of a process beside one that does.
         """
         self.title = title
         self.unit = unit
         self._started = self._last_line = time.monotonic()
-        self._done = self._total = 0
+        self._done = self._total = self._found = 0
         self._note = ""
-        self._bar = _make_bar(unit) if sys.stderr.isatty() else None
+        self._is_silent = is_silent
+        self._bar = _make_bar(unit) if sys.stderr.isatty() and not is_silent else None
         self._task = self._bar.add_task(title, total=None, rate="", note="") if self._bar else None
 
     def __enter__(self) -> Self:
@@ -44,20 +46,21 @@ class ProgressReporter:
             if not self._done:  # nothing was to be done: leave no empty bar behind
                 self._bar.remove_task(self._task)
             self._bar.stop()
-        elif self._done:
+        elif self._done and not self._is_silent:
             self._write_line()
 
-    def update(self, done: int, total: int, note: str = "") -> None:
-        """`done` of `total` units are finished; `note` says what is under way."""
-        self._done, self._total, self._note = done, total, note
+    def update(self, done: int, total: int, note: str = "", *, found: int = 0) -> None:
+        """`done` of `total` units are finished, `found` of them before this began; `note` says what is under way."""
+        self._done, self._total, self._note, self._found = done, total, note, found
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=total, rate=f"{self._rate:.1f} {self.unit}/s", note=note)
-        elif time.monotonic() - self._last_line >= LINE_INTERVAL_S:
+        elif not self._is_silent and time.monotonic() - self._last_line >= LINE_INTERVAL_S:
             self._write_line()
 
     @property
     def _rate(self) -> float:
-        return self._done / max(time.monotonic() - self._started, 1e-9)
+        """Units a second since this began."""
+        return (self._done - self._found) / max(time.monotonic() - self._started, 1e-9)
 
     def _write_line(self) -> None:
         self._last_line = time.monotonic()

@@ -1,14 +1,18 @@
 """`dla train`: one run, from a run file or a preset, to a run folder."""
 
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.device import require_device
-from cli.render import ProgressReporter, counted, print_table
+from cli.render import ProgressReporter, as_percent, counted, print_table
 from cli.settings import apply_overrides
 from cli.signals import stop_on_signals
+
+if TYPE_CHECKING:
+    from trainer.progress import Progress
 
 KINDS = ("probe", "teacher", "student")
 
@@ -36,11 +40,14 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Train a latent probe, a DLA teacher or an image-only student from a cache."""
+    if "WORLD_SIZE" in os.environ:  # DDP warns that it looks for unused parameters; errors are told in any case
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from transformers.utils.logging import disable_progress_bar
 
     from dla_cache.remote import is_remote
     from dla_cache.spec import load_yaml
     from trainer.config import resolve_run
+    from trainer.processes import launched_rank
     from trainer.run import train_run
     from trainer.run_folder import dump_config
 
@@ -60,13 +67,17 @@ def train(
         return
     require_device(config.device)
     disable_progress_bar()  # type: ignore[no-untyped-call]  # of files that take no time
-    with ProgressReporter(f"train {config.kind}", "steps") as reporter, stop_on_signals() as should_stop:
-        result = train_run(
-            config,
-            resume=resume,
-            on_progress=lambda at: reporter.update(at.step, at.steps, f"loss {at.loss:.4f}"),
-            should_stop=should_stop,
-        )
+    is_first = launched_rank() == 0  # of several processes; the others train in silence
+
+    def show(at: "Progress") -> None:
+        speed = f"{at.steps_per_s * config.images_per_step:,.0f} images/s, {as_percent(at.waited)} waiting for data"
+        reporter.update(at.step, at.steps, f"{speed}, loss {at.loss:.4f}", found=at.resumed_from)
+
+    progress = ProgressReporter(f"train {config.kind}", "steps", is_silent=not is_first)
+    with progress as reporter, stop_on_signals() as should_stop:
+        result = train_run(config, resume=resume, on_progress=show, should_stop=should_stop)
+    if not is_first:
+        return
     if as_json:
         typer.echo(result.model_dump_json())
         return

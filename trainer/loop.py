@@ -174,7 +174,8 @@ class Loop:
                 self.train_seconds += took_s
                 if self.processes.is_first:
                     loss = self.watch.values.get(TOTAL, math.nan)
-                    on_progress(Progress(self.step, self.config.steps, loss, pace.waited, resumed_from))
+                    at = self.step, self.config.steps, loss
+                    on_progress(Progress(*at, pace.waited, pace.steps_per_s, resumed_from))
                 if is_due:
                     self.evaluate(evaluate, norms, pace.spent(), resumed_from)
                     pace = Pace(stream)

@@ -16,6 +16,8 @@ class Progress:
     """The last that was looked at: of this step, on a GPU of the one before it."""
     waited: float
     """Fraction of the time spent waiting for data, since the last evaluation."""
+    steps_per_s: float
+    """Since the last evaluation, in steps alone."""
     resumed_from: int
 
 
@@ -55,10 +57,15 @@ class Pace:
         self.seconds += seconds
 
     @property
+    def steps_per_s(self) -> float:
+        """Steps a second."""
+        return self.steps / self.seconds
+
+    @property
     def waited(self) -> float:
         """Fraction of the time."""
         return (self._stream.seconds - self._waited_before) / self.seconds
 
     def spent(self) -> dict[str, float]:
         """As the log tells it."""
-        return {"seconds": self.seconds, "data_wait": self.waited, "steps_per_s": self.steps / self.seconds}
+        return {"seconds": self.seconds, "data_wait": self.waited, "steps_per_s": self.steps_per_s}

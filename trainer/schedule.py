@@ -126,15 +126,16 @@ def parameter_groups(module: nn.Module, config: LoopConfig, depths: Mapping[str,
     ]
 
 
-def depths_by_block(names: Sequence[str], embeddings: Sequence[str], blocks: Sequence[str]) -> dict[str, int]:
-    """The depth of each parameter of a trunk: 0 below the blocks, number + 1 in a block, above them all the head's.
+def depths_by_block(module: nn.Module, blocks: Sequence[str]) -> dict[str, int]:
+    """The depth of each parameter of a model by its name: 0 of what comes before the blocks, as an embedding does,
+    number + 1 in a block, and above them all for what comes behind.
 
     Args:
-        embeddings: how the names of what lies below the blocks begin.
-        blocks: how the names of each block begin, from the lowest on.
+        blocks: the names of the modules that are blocks, from the lowest on.
     """
-    starts = {**dict.fromkeys(embeddings, 0), **{start: number for number, start in enumerate(blocks, start=1)}}
-    return {
-        name: next((depth for start, depth in starts.items() if name.startswith(start)), len(blocks) + 1)
-        for name in names
-    }
+    depths, behind = {}, 0
+    for name, _ in module.named_parameters():
+        of_block = [number for number, block in enumerate(blocks, start=1) if name.startswith(f"{block}.")]
+        behind = len(blocks) + 1 if behind or of_block else 0
+        depths[name] = of_block[0] if of_block else behind
+    return depths

@@ -22,6 +22,7 @@ from trainer.objectives.kd import yes_and_no
 from trainer.objectives.messy import messy_terms
 from trainer.probe import LatentProbe
 from trainer.reference import Reference
+from trainer.schedule import depths_by_block
 from trainer.student import STUDENT_SPANS, student_features, student_position_to_content, student_widths
 from trainer.teacher import Teacher
 
@@ -162,6 +163,10 @@ class TeacherTask:
     def losses(self, batch: Batch) -> TaskLosses:
         return classifier_losses(self, batch, self.self_training)
 
+    def parameter_depths(self) -> dict[str, int]:
+        """Of each parameter by name, see `trainer.loop.HasDepths`; the late branch learns as fast as the head."""
+        return depths_by_block(self.module, [f"blocks.{number}" for number in range(len(self.module.blocks))])
+
     def taught_parameters(self) -> Sequence[nn.Parameter]:
         return list(self.module.parameters())
 
@@ -237,6 +242,10 @@ class StudentTask:
             is_multi_label=batch.is_multi_label,
         )
         return sum_terms(weighted_terms(self.objective, inputs))
+
+    def parameter_depths(self) -> dict[str, int]:
+        """Of each parameter by name, see `trainer.loop.HasDepths`; the heads learn as fast as the classifier."""
+        return depths_by_block(self.module, [f"student.{block}" for block in self.widths])
 
     def taught_parameters(self) -> Sequence[nn.Parameter]:
         """The student's own: a term that teaches its head alone teaches nothing that is kept."""

@@ -27,7 +27,6 @@ from tests.trainer.toy import (
     steps_told,
 )
 from trainer.checkpoint import load_checkpoint
-from trainer.schedule import LoopConfig, learning_rate_at
 
 
 @pytest.fixture(scope="module")
@@ -134,32 +133,6 @@ def test_training_time_is_summed_over_a_stop(tmp_path, monkeypatch):
     loop = make_loop(tmp_path / "stopped")
     loop.resume()
     assert run_loop(loop).train_seconds == whole
-
-
-def test_the_rate_rises_to_its_peak_and_ends_on_a_cosine():
-    config = LoopConfig(steps=110, learning_rate=2.0, final_learning_rate=0.5, warmup_steps=10)
-    rates = [learning_rate_at(step, config) for step in range(111)]
-    assert rates[:10] == pytest.approx([0.2 * step for step in range(1, 11)])
-    assert rates[10] == 2.0
-    assert rates[35] == pytest.approx(0.5 + 1.5 * (1 + math.cos(math.pi / 4)) / 2)
-    assert rates[60] == pytest.approx(1.25)
-    assert rates[110] == pytest.approx(0.5)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-
-
-def test_the_rate_is_constant_within_an_epoch():
-    config = LoopConfig(steps=60, learning_rate=1.0, schedule_steps=20)
-    rates = [learning_rate_at(step, config) for step in range(60)]
-    smooth = LoopConfig(steps=60, learning_rate=1.0)
-    assert rates == [learning_rate_at(step, smooth) for step in (0, 20, 40) for _ in range(20)]
-    assert len(set(rates)) == 3
-
-
-def test_each_step_is_taken_at_its_rate(tmp_path):
-    loop = make_loop(tmp_path)
-    rates = []
-    run_loop(loop, on_progress=lambda _: rates.extend(group["lr"] for group in loop.optimizer.param_groups))
-    assert rates == [learning_rate_at(step, CONFIG) for step in range(STEPS)]
 
 
 def test_a_gradient_is_clipped_to_the_norm_and_0_leaves_it(tmp_path):

@@ -46,8 +46,8 @@ def toy_batches(step):
         step += 1
 
 
-def make_loop(folder, config=CONFIG, terms=None):
-    return Loop(ToyTask(terms), config, folder, seed=3)
+def make_loop(folder, config=CONFIG, terms=None, *, task=None, **options):
+    return Loop(task or ToyTask(terms), config, folder, seed=3, **options)
 
 
 def run_loop(loop, evaluate=None, **options):

@@ -1,0 +1,115 @@
+"""Whole runs with everything on that could make a resumed one differ: killed, and trained by two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import trainer
+from tests.trainer.test_processes import finish, free_port
+from tests.trainer.toy import assert_same_run
+from trainer.checkpoint import load_checkpoint
+from trainer.config import resolve_run
+from trainer.run import train_run
+
+ROOT = Path(trainer.__file__).parents[1]
+LOOP = {"steps": 9, "evaluate_steps": 4, "checkpoint_steps": 3, "learning_rate": 0.01, "ema_decay": 0.5}
+KILLED_AFTER = (2, 3, 5, 8)
+TIMES = ("train_seconds", "images_per_s")
+
+
+@pytest.fixture(scope="module")
+def described(tiny, tmp_path_factory):
+    """A student with dropout, crops, flips, averaged weights and accumulation, whose epochs end between checkpoints."""
+    folder = tmp_path_factory.mktemp("resume")
+    train_run(tiny.run("teacher", folder / "teacher"))
+
+    def describe(output, **fields):
+        run = tiny.describe("student", output, teacher=folder / "teacher", objective=tiny.objectives["messy"], **fields)
+        return run | {"labelled_per_batch": 4, "loop": {**LOOP, "accumulation": 2, **fields.get("loop", {})}}
+
+    return describe
+
+
+@pytest.fixture(scope="module")
+def unbroken(described, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    result = train_run(resolve_run(described(folder), base=Path(), where="test"))
+    return folder, result.model_dump(exclude=set(TIMES))
+
+
+@pytest.fixture(scope="module")
+def killed(described, tmp_path_factory):
+    """The same run in processes that SIGKILL ended after several steps."""
+    folder = tmp_path_factory.mktemp("killed")
+    (folder / "run.yaml").write_text(yaml.safe_dump(described(folder / "run")))
+    # Another number of threads of torch's rounds differently.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    script = Path(__file__).with_name("resume_process.py")
+    ended = subprocess.run(
+        [sys.executable, script, folder / "run.yaml", *map(str, KILLED_AFTER)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+@pytest.mark.parametrize("step", KILLED_AFTER)
+def test_a_run_killed_after_any_step_resumes_bitwise_with_another_number_of_threads(described, unbroken, killed, step):
+    folder, expected = unbroken
+    run = described(killed / f"run-{step}", threads=3)
+    result = train_run(resolve_run(run, base=Path(), where="test"), resume=True)
+    assert result.model_dump(exclude=set(TIMES)) == expected
+    assert_same_run(killed / f"run-{step}", folder)
+
+
+def weights_of(path):
+    """Of a checkpoint, trained and averaged. The keys' biases cancel in the softmax: their gradient is rounding, and
+    Adam makes steps of it."""
+    tensors = load_checkpoint(path)[0].items()
+    return {name: value for name, value in tensors if "optimizer" not in name and "k_proj.bias" not in name}
+
+
+def test_two_processes_of_the_command_make_the_run_of_one_and_the_first_alone_speaks(described, unbroken, tmp_path):
+    folder, expected = unbroken
+    run = described(tmp_path / "run", loop={"accumulation": 1})
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "cli.main", "train", tmp_path / "run.yaml", "--json"],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    (said, progress, code), other = finish(started)
+    assert code == 0, progress
+    assert other == ("", "", 0)
+    result = json.loads(said)
+    assert "9/9 steps" in progress
+    assert result["branches"] == expected["branches"]
+    assert result["validation_score"] == expected["validation_score"]
+    for name in ("best", "last"):
+        ours, theirs = (weights_of(path / f"{name}.safetensors") for path in (tmp_path / "run", folder))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)  # float32 sums in another order, nine steps
+    files = [{path.name for path in run.iterdir()} for run in (tmp_path / "run", folder)]
+    assert files[0] == files[1]
+
+
+def test_batches_that_cannot_be_cut_into_equal_parts_are_refused_before_anything_is_written(described, tmp_path):
+    run = described(tmp_path / "run", loop={"accumulation": 3})
+    with pytest.raises(Exception, match=r"4 images of `labelled`, which make no 3 equal parts") as refused:
+        train_run(resolve_run(run, base=Path(), where="test"))
+    assert refused.value.hint
+    assert not (tmp_path / "run").exists()
