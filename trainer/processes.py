@@ -171,7 +171,7 @@ def open_accelerator(config: LoopConfig, device: str, logs: Path | None) -> Acce
         mixed_precision=config.mixed_precision,
         dynamo_backend="no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        log_with=list(config.trackers) if logs is not None else None,
+        log_with=list(config.trackers) or None if logs is not None else None,
         project_dir=logs,
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=timedelta(seconds=config.process_timeout_s)),

@@ -90,8 +90,8 @@ class FiniteWatch:
                 )
             gradients = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
             faulty = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
-            where = f"of {name_some(faulty)}" if faulty else "'s norm"  # each is finite, their sum of squares is not
+            where = f" of {name_some(faulty)}" if faulty else "'s norm"  # each is finite, their sum of squares is not
             raise TrainingError(
-                f"the gradient {where} is not finite at step {step}",
+                f"the gradient{where} is not finite at step {step}",
                 hint="lower `learning_rate`, or set `loop.clip_norm`",
             )

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dla_cache.errors import SpecError, TrainingError
+from dla_cache.store import open_store
 from tests.trainer.toy import CONFIG, STEPS, ToyTask, make_loop, run_loop
 from trainer.run import build_task, data_facts
 from trainer.schedule import LoopConfig, depths_by_block, learning_rate_at, parameter_groups, seed_of
@@ -53,8 +54,6 @@ def rate_scales(task, config):
 
 @pytest.fixture(scope="module")
 def tasks(tiny):
-    from dla_cache.store import open_store
-
     def build(kind):
         config = tiny.run(kind, "nowhere")
         return build_task(config, data_facts(config, open_store(tiny.store), None), None)
