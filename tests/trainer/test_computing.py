@@ -15,7 +15,7 @@ from tests.trainer.toy import CONFIG, make_loop, run_loop, state_of
 from trainer.checkpoint import load_checkpoint
 from trainer.data import PairSource, PixelScale, Role
 from trainer.processes import alone
-from trainer.run import build_task, data_facts, train_run
+from trainer.run import build_task, data_facts, set_statistics, train_run
 
 
 def test_micro_batches_make_the_step_of_the_whole_batch(tmp_path):
@@ -88,6 +88,7 @@ def test_attention_is_fused_in_training(tiny, kind, n_calls):
     store = open_store(tiny.store)
     facts = data_facts(config, store, None)
     task = build_task(config, facts, None)
+    set_statistics(task, config, facts, store)
     pairs = PairSource(
         store,
         tiny.images,
