@@ -126,7 +126,7 @@ def _make_targets(config: "TargetsConfig", *, dry_run: bool, as_json: bool) -> N
         return
     rows = [
         ("images", f"{report.images:,}", f"each in {counted(report.views, 'view')}"),
-        ("targets", ", ".join(report.targets), ""),
+        ("targets", str(len(report.targets)), ", ".join(report.targets)),
         ("size", as_size(report.bytes_per_view), "an image and view"),
         ("shards", f"{report.computed:,} computed", f"of {report.shards:,}"),
     ]

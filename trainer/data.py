@@ -79,6 +79,9 @@ class ViewTargets(Protocol):
     def series(self, view: int) -> tuple[str, ...]:
         """The modalities of the store that a view's targets lie in."""
 
+    def all_series(self) -> tuple[str, ...]:
+        """Those of all views."""
+
     def unpack(self, latents: Mapping[str, Tensor], view: int) -> dict[Target, Tensor]:
         """The targets [B, ...] of a view, float32, from what was read of its series."""
 
@@ -166,10 +169,9 @@ class PairSource:
         if self.targets is None:
             return self._stream(role, self.modalities, decode, shuffle=True, drop_last=True)
         targets = self.targets
-        seen = dict.fromkeys(name for view in range(self.view.count or 1) for name in targets.series(view))
         return self._stream(
             role,
-            (*self.modalities, *seen),
+            (*self.modalities, *targets.all_series()),
             decode,
             shuffle=True,
             drop_last=True,

@@ -11,7 +11,7 @@ from dla_cache.errors import IncompleteBuildError, RecipeMismatchError, SpecErro
 from dla_cache.store import LatentStore, open_store
 from trainer.data import Batch
 from trainer.features import Target
-from trainer.targets import SOURCE, ReferenceFacts, TargetLayout, facts_in, series_name, shapes_in
+from trainer.targets import SOURCE, ReferenceFacts, TargetLayout, facts_in, series_name, shapes_in, view_count
 from trainer.views import ViewConfig
 
 
@@ -69,16 +69,19 @@ class StoredTargets:
 
     def series(self, view: int) -> tuple[str, ...]:
         """The modalities of the store that a view's targets lie in."""
-        return tuple(series_name(kind, view) for kind in self._kinds)
+        return tuple(series_name(kind, view % view_count(self.view)) for kind in self._kinds)
+
+    def all_series(self) -> tuple[str, ...]:
+        """Those of all views."""
+        return tuple(name for view in range(view_count(self.view)) for name in self.series(view))
 
     def unpack(self, latents: Mapping[str, Tensor], view: int) -> dict[Target, Tensor]:
         """The targets [B, ...] of a view, float32, from what was read of its series."""
-        return self.layout.unpack({kind: latents[series_name(kind, view)] for kind in self._kinds})
+        return self.layout.unpack(dict(zip(self._kinds, (latents[name] for name in self.series(view)), strict=True)))
 
     def content_hash(self) -> str:
         """Of all that is read in any epoch."""
-        assert self.view.count is not None
-        return self.store.content_hash([name for view in range(self.view.count) for name in self.series(view)])
+        return self.store.content_hash(self.all_series())
 
 
 def open_targets(place: Path) -> StoredTargets:
@@ -97,17 +100,17 @@ def open_targets(place: Path) -> StoredTargets:
             f"`{place}` is no store of targets", hint="make one of a trained model with `dla train targets`"
         )
     first = next(iter(recipes.values()))
-    facts, view = facts_in(first)
+    facts, view = facts_in(store, first)
     for recipe in recipes.values():
-        if any(recipe.parameters[name] != first.parameters[name] for name in ("reference", "views", "top_logits")):
+        if facts_in(store, recipe) != (facts, view):
             raise RecipeMismatchError(
                 f"`{place}` holds targets of more than one model or set of views",
                 hint="make them again with `dla train targets`",
             )
     shapes = {target: shape for recipe in recipes.values() for target, shape in shapes_in(recipe).items()}
-    layout = TargetLayout(shapes, int(first.parameters["top_logits"]) or None, first.format.built_dtype)
-    assert view.count is not None
-    wanted = {series.name for number in range(view.count) for series in layout.series(number)}
+    dtype = next(recipe.format.built_dtype for recipe in recipes.values() if recipe.format.kind == "continuous")
+    layout = TargetLayout(shapes, int(first.parameters["top_logits"]) or None, dtype)
+    wanted = {series.name for number in range(view_count(view)) for series in layout.series(number)}
     if wanted != recipes.keys():
         raise IncompleteBuildError(
             f"`{place}` lacks views: {name_some(sorted(wanted ^ recipes.keys()))}",

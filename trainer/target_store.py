@@ -26,7 +26,16 @@ from trainer.measure import check_fits
 from trainer.reference import FrozenClassifier
 from trainer.run import load_run
 from trainer.stored_targets import require_single_label
-from trainer.targets import DEFAULT_VIEWS, ReferenceFacts, Series, TargetLayout, TargetsConfig, recipe_of, series_name
+from trainer.targets import (
+    DEFAULT_VIEWS,
+    ReferenceFacts,
+    Series,
+    TargetLayout,
+    TargetsConfig,
+    recipe_of,
+    series_name,
+    view_count,
+)
 from trainer.upbringing import TrainedRun
 from trainer.views import ViewConfig
 
@@ -88,7 +97,7 @@ def make_targets(
     source = open_store(config.store)
     run = load_run(Path(config.teacher))
     facts = reference_facts(run, source, config.store)
-    view = resolve_view(config.view, facts)
+    view = resolve_view(config.view, facts, source)
     asked = AskedModel(config, run, facts, view, source)
     layout = TargetLayout(asked.shapes(), config.top_logits, config.dtype)
     plan = {number: layout.series(number) for number in range(view_count(view))}
@@ -193,7 +202,9 @@ class AskedModel:
                 yield len(part.image_ids)
         for number, of_view in plan.items():
             for one in of_view:
-                values = np.concatenate(packed.pop(one.name)).astype(one.format.read_dtype, copy=False)
+                values = np.concatenate(packed.pop(one.name))
+                if one.format.kind == "codes":
+                    values = values.astype(one.format.read_dtype)
                 told = facts_of_errors(errors[number]) if kind_of(one.name) == "logits" else {}
                 target.write_shard(
                     one.name,
@@ -250,23 +261,18 @@ def error_of_logits(store: LatentStore, layout: TargetLayout, views: int) -> Log
     return LogitsError(mean("kl_mean"), max(float(facts["kl_max"]) for _, facts in told), mean("top1_kept"))
 
 
-def view_count(view: ViewConfig) -> int:
-    """How many views are stored, once they are resolved."""
-    assert view.count is not None
-    return view.count
-
-
-def resolve_view(view: ViewConfig, facts: ReferenceFacts) -> ViewConfig:
+def resolve_view(view: ViewConfig, facts: ReferenceFacts, store: LatentStore) -> ViewConfig:
     """The views with their number and seed.
 
     Raises:
         SpecError: if several are asked for where all are alike.
     """
+    n_draws = max((store.recipe(name).format.n_draws for name in facts.modalities), default=1)
     is_random = view.is_random and facts.sees_images
-    if not is_random and (view.count or 1) > 1:
+    if not is_random and (view.count or 1) > n_draws:
         why = "a probe sees no images" if not facts.sees_images else "nothing in `view` is random"
-        raise SpecError(f"{view.count} views would all be the same: {why}", hint="leave `view.count` out")
-    count = view.count or (DEFAULT_VIEWS if is_random else 1)
+        raise SpecError(f"{view.count} views would not all differ: {why}", hint="leave `view.count` out")
+    count = view.count or (DEFAULT_VIEWS if is_random else n_draws)
     return view.model_copy(update={"count": count, "seed": view.seed or 0})
 
 

@@ -10,7 +10,6 @@ Every view has series of its own, so that a batch reads the one that its epoch s
 Dimensions: B images, K classes, k of them stored, T targets, N tokens, D width.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from dla_cache.modality import Modality
-from dla_cache.spec import LatentFormat, Recipe, StrictModel, canonical_json, parse_spec
+from dla_cache.spec import LatentFormat, Recipe, StrictModel, parse_spec
+from dla_cache.store import LatentStore
 from trainer.config import merge, placed, preset_of
 from trainer.features import LOGITS, Target
 from trainer.objectives import Need, ObjectiveConfig
@@ -41,13 +41,13 @@ class ReferenceFacts(StrictModel):
     """Probe, teacher or student."""
     class_names: tuple[str, ...]
     is_multi_label: bool
-    recipes: dict[str, str]
+    recipes: dict[str, str] = Field(default_factory=dict)
     """Recipe hash of each modality that it sees."""
-    latents_sha256: dict[str, str]
+    latents_sha256: dict[str, str] = Field(default_factory=dict)
     """Content hash of the latents that it was shown."""
-    blocks: dict[str, int]
+    blocks: dict[str, int] = Field(default_factory=dict)
     """Width of each block by its name, in their order; none of a probe."""
-    spans: tuple[str, ...]
+    spans: tuple[str, ...] = ()
     """What its tokens stand for."""
     weights_sha256: str
     image_size: int
@@ -125,6 +125,10 @@ def resolve_targets(value: Mapping[str, Any], *, base: Path, where: str) -> Targ
     """
     preset, given = preset_of(value, where)
     return parse_spec(placed(merge(preset, given), base, where), TargetsConfig, where=where)
+
+
+IN_THE_STORE = {"class_names", "is_multi_label"}
+"""Facts that a store of targets holds by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +233,12 @@ def series_name(kind: str, view: int) -> str:
     return f"target-{kind}-v{view}"
 
 
+def view_count(view: ViewConfig) -> int:
+    """How many views are stored, once they are resolved."""
+    assert view.count is not None
+    return view.count
+
+
 def recipe_of(series: Series, layout: TargetLayout, facts: ReferenceFacts, view: ViewConfig, number: int) -> Recipe:
     """What the numbers of a series are: of whom, of which view, of what. Its hash is their fingerprint."""
     assert view.seed is not None
@@ -237,11 +247,11 @@ def recipe_of(series: Series, layout: TargetLayout, facts: ReferenceFacts, view:
         source=SOURCE,
         weights_sha256=facts.weights_sha256,
         parameters={
-            "reference": canonical_json(facts.model_dump(mode="json")),
-            "views": canonical_json(view.model_dump(mode="json")),
+            **flattened(facts.model_dump(mode="json", exclude=IN_THE_STORE), "reference"),
+            **flattened(view.model_dump(mode="json"), "view"),
             "targets": " ".join(f"{target}={'x'.join(map(str, layout.shapes[target]))}" for target in series.targets),
             "top_logits": layout.top_logits or 0,
-            "view": number,
+            "number": number,
         },
         seed=view.seed,
         source_view_size=facts.image_size,
@@ -255,9 +265,29 @@ def shapes_in(recipe: Recipe) -> dict[Target, tuple[int, ...]]:
     return {Target.parse(name): tuple(int(n) for n in shape.split("x")) for name, _, shape in said}
 
 
-def facts_in(recipe: Recipe) -> tuple[ReferenceFacts, ViewConfig]:
+def facts_in(store: LatentStore, recipe: Recipe) -> tuple[ReferenceFacts, ViewConfig]:
     """Whom a series is from, and its views."""
-    return (
-        ReferenceFacts.model_validate(json.loads(str(recipe.parameters["reference"]))),
-        ViewConfig.model_validate(json.loads(str(recipe.parameters["views"]))),
-    )
+    of_store = {"class_names": tuple(store.class_names), "is_multi_label": store.rows.is_multi_label}
+    facts = nested(recipe.parameters, "reference") | of_store
+    return ReferenceFacts.model_validate(facts), ViewConfig.model_validate(nested(recipe.parameters, "view"))
+
+
+Scalar = str | int | float | bool
+
+
+def flattened(value: Any, path: str) -> dict[str, Scalar]:
+    """The scalars in mappings and lists by their path, as `view/scale_min`; what is None or empty has none."""
+    if isinstance(value, Mapping | list):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        return {at: one for name, part in items for at, one in flattened(part, f"{path}/{name}").items()}
+    return {} if value is None else {path: value}
+
+
+def nested(flat: Mapping[str, Scalar], path: str) -> Any:
+    """What was flattened under a path."""
+    if path in flat:
+        return flat[path]
+    start = f"{path}/"
+    names = dict.fromkeys(key.removeprefix(start).split("/")[0] for key in flat if key.startswith(start))
+    parts = {name: nested(flat, start + name) for name in names}
+    return list(parts.values()) if parts and all(name.isdecimal() for name in names) else parts
