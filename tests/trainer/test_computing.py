@@ -15,7 +15,8 @@ from tests.trainer.toy import CONFIG, make_loop, run_loop, state_of
 from trainer.checkpoint import load_checkpoint
 from trainer.data import PairSource, PixelScale, Role
 from trainer.processes import alone
-from trainer.run import build_task, data_facts, set_statistics, train_run
+from trainer.run import build_task, set_statistics, train_run
+from trainer.upbringing import Upbringing, data_facts
 
 
 def test_micro_batches_make_the_step_of_the_whole_batch(tmp_path):
@@ -86,7 +87,7 @@ def test_attention_is_fused_in_training(tiny, kind, n_calls):
     described = tiny.describe(kind, "nowhere")
     config = tiny.run(kind, "nowhere", model={**described["model"], "dropout": 0.0})
     store = open_store(tiny.store)
-    facts = data_facts(config, store, None)
+    facts = data_facts(config, store, Upbringing(config))
     task = build_task(config, facts, None)
     set_statistics(task, config, facts, store)
     pairs = PairSource(

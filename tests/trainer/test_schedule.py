@@ -9,8 +9,9 @@ from torch import nn
 from dla_cache.errors import SpecError, TrainingError
 from dla_cache.store import open_store
 from tests.trainer.toy import CONFIG, STEPS, ToyTask, make_loop, run_loop
-from trainer.run import build_task, data_facts
+from trainer.run import build_task
 from trainer.schedule import LoopConfig, depths_by_block, learning_rate_at, parameter_groups, seed_of
+from trainer.upbringing import Upbringing, data_facts
 
 
 def test_the_rate_rises_to_its_peak_and_ends_on_a_cosine():
@@ -56,7 +57,7 @@ def rate_scales(task, config):
 def tasks(tiny):
     def build(kind):
         config = tiny.run(kind, "nowhere")
-        return build_task(config, data_facts(config, open_store(tiny.store), None), None)
+        return build_task(config, data_facts(config, open_store(tiny.store), Upbringing(config)), None)
 
     return {"teacher": build("teacher"), "student": build("student")}
 
