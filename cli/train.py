@@ -1,7 +1,10 @@
 """`dla train`: one run, from a run file or a preset, to a run folder."""
 
+import gc
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +21,16 @@ if TYPE_CHECKING:
     from trainer.targets import TargetsConfig
 
 KINDS = ("probe", "teacher", "student", "targets")
+
+
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """Imports inside take a quarter less time: they make a million objects, which Python would search for rubbish."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def train(
@@ -51,15 +64,16 @@ def train(
     """
     if "WORLD_SIZE" in os.environ:  # DDP warns that it looks for unused parameters; errors are told in any case
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from transformers.utils.logging import disable_progress_bar
+    with without_collecting():
+        from transformers.utils.logging import disable_progress_bar
 
-    from dla_cache.remote import is_remote
-    from dla_cache.spec import load_yaml
-    from trainer.config import resolve_run
-    from trainer.processes import launched_rank
-    from trainer.run import train_run
-    from trainer.run_folder import dump_config
-    from trainer.targets import resolve_targets
+        from dla_cache.remote import is_remote
+        from dla_cache.spec import load_yaml
+        from trainer.config import resolve_run
+        from trainer.processes import launched_rank
+        from trainer.run import train_run
+        from trainer.run_folder import dump_config
+        from trainer.targets import resolve_targets
 
     is_kind = what in KINDS
     value: dict[str, Any] = {"kind": what} if is_kind else load_yaml(Path(what))

@@ -27,7 +27,7 @@ from trainer.checkpoint import (
 from trainer.loss_module import TOTAL, LossModule, StepLosses
 from trainer.processes import Processes, alone
 from trainer.progress import Pace, Progress, TimedStream
-from trainer.schedule import RUNTIME_FIELDS, LoopConfig, learning_rate_at, parameter_groups, seed_of
+from trainer.schedule import RUNTIME_FIELDS, LoopConfig, learning_rate_at, parameter_groups, seed_generators, seed_of
 from trainer.watch import GRADIENT, FiniteWatch, gradient_norms
 
 MAX_SKIPPED = 100
@@ -186,7 +186,8 @@ class Loop:
 
     def train_step(self, stream: Iterator[Any], *, watch_gradients: bool) -> dict[str, float]:
         """One update; each term's gradient norm when asked for."""
-        self.task.module.train()
+        if not self.task.module.training:  # after an evaluation; to say it to each of its modules takes a while
+            self.task.module.train()
         rate = learning_rate_at(self.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_scale"]
@@ -197,7 +198,8 @@ class Loop:
             batch = next(stream)
             is_last = number + 1 == n_micro
             with contextlib.nullcontext() if is_last else self.processes.unaveraged(self.losses):
-                torch.manual_seed(seed_of(self.seed, self.step, self.processes.share.rank * n_micro + number))
+                part = self.processes.share.rank * n_micro + number
+                seed_generators(seed_of(self.seed, self.step, part), self.device)
                 losses: dict[str, Tensor] = self.losses(batch)
                 if number == 0:
                     self.watch.look()

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 from pydantic import Field, field_validator
 from torch import nn
 
@@ -84,6 +85,15 @@ def seed_of(seed: int, step: int, part: int) -> int:
     Source: numpy's `SeedSequence`, after O'Neill, "Developing a seed_seq alternative" (2015).
     """
     return int(np.random.SeedSequence((seed, step, part)).generate_state(1, np.uint64)[0])
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seeds what dropout draws from: the CPU's generator, and that of a CUDA device in use."""
+    # `torch.manual_seed` does the same for every kind of device, at half a millisecond for those that are not there.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def parameter_groups(module: nn.Module, config: LoopConfig, depths: Mapping[str, int] | None) -> list[dict[str, Any]]:
