@@ -80,6 +80,14 @@ def test_float16_on_a_cpu_is_refused_before_anything_is_written(tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_gpu_that_is_not_there_is_named_before_anything_is_written(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SpecError, match="asks for `cuda`") as refused:
+        train_run(tiny.run("probe", tmp_path / "run", device="cuda"))
+    assert refused.value.hint
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("kind", "n_calls"), [("teacher", 3), ("student", 2)])
 def test_attention_is_fused_in_training(tiny, kind, n_calls):
     """Two blocks, and of a teacher the resampler of its one modality: no other way to attention is allowed here than a

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,12 @@ import torch
 import yaml
 
 import trainer
+from dla_cache.errors import CheckpointError, SpecError
 from tests.trainer.test_processes import finish, free_port
 from tests.trainer.toy import assert_same_run
 from trainer.checkpoint import load_checkpoint
 from trainer.config import resolve_run
-from trainer.run import train_run
+from trainer.run import load_run, train_run
 
 ROOT = Path(trainer.__file__).parents[1]
 LOOP = {"steps": 9, "evaluate_steps": 4, "checkpoint_steps": 3, "learning_rate": 0.01, "ema_decay": 0.5}
@@ -109,7 +111,17 @@ def test_two_processes_of_the_command_make_the_run_of_one_and_the_first_alone_sp
 
 def test_batches_that_cannot_be_cut_into_equal_parts_are_refused_before_anything_is_written(described, tmp_path):
     run = described(tmp_path / "run", loop={"accumulation": 3})
-    with pytest.raises(Exception, match=r"4 images of `labelled`, which make no 3 equal parts") as refused:
+    with pytest.raises(SpecError, match=r"4 images of `labelled`, which make no 3 equal parts") as refused:
         train_run(resolve_run(run, base=Path(), where="test"))
     assert refused.value.hint
     assert not (tmp_path / "run").exists()
+
+
+def test_a_pickle_in_place_of_kept_weights_is_refused_and_never_run(unbroken, tmp_path):
+    shutil.copytree(unbroken[0], tmp_path / "run")
+    path = tmp_path / "run" / "best.safetensors"
+    path.write_bytes(b"cos\nsystem\n(S'touch %s'\ntR." % str(tmp_path / "ran").encode())
+    with pytest.raises(CheckpointError, match=r"best\.safetensors` is no checkpoint of dla") as refused:
+        load_run(tmp_path / "run")
+    assert f"remove `{tmp_path / 'run'}`" in refused.value.hint
+    assert not (tmp_path / "ran").exists()
