@@ -19,6 +19,7 @@ from tests.trainer.toy import (
     run_loop,
     state_of,
     steps_told,
+    toy_batches,
 )
 from trainer.checkpoint import load_checkpoint
 
@@ -167,3 +168,20 @@ def test_averaged_weights_are_what_is_evaluated_and_kept(tmp_path):
     torch.testing.assert_close(load_checkpoint(tmp_path / "best.safetensors")[0], seen[-1][0], rtol=0, atol=0)
     torch.testing.assert_close(state_of(loop), trained[-1], rtol=0, atol=0)
     assert not torch.allclose(trained[-1]["0.weight"], seen[-1][0]["0.weight"], atol=1e-3)
+
+
+def test_what_makes_batches_is_ended_with_the_loop_however_it_ends(tmp_path):
+    ended = []
+
+    def batches(step):
+        try:
+            yield from toy_batches(step)
+        finally:
+            ended.append(step)
+
+    loop = make_loop(tmp_path)
+    with pytest.raises(WorkInterrupted):
+        loop.run(batches, lambda: {"selection": 0.0}, should_stop=lambda: loop.step == 3)
+    assert ended == [0]
+    loop.run(batches, lambda: {"selection": 0.0})
+    assert ended == [0, 3]
