@@ -13,6 +13,7 @@ from dla_cache.spec import StrictModel, parse_spec
 from trainer.loop import LoopConfig
 from trainer.objectives import Need, ObjectiveConfig
 from trainer.presets import PRESETS
+from trainer.pretrained import folder_or_name, with_places
 from trainer.probe import ProbeConfig
 from trainer.student import StudentConfig
 from trainer.teacher import TeacherConfig
@@ -198,6 +199,8 @@ def resolve_run(value: Mapping[str, Any], *, base: Path, where: str) -> RunConfi
     for field in PLACES:
         if isinstance(merged.get(field), str):
             merged[field] = _place_of(field, merged[field], base, where)
+    if isinstance(merged.get("model"), Mapping):
+        merged["model"] = with_places(merged["model"], lambda place: folder_or_name(place, base))
     return parse_spec(merged, RunConfig, where=where)
 
 

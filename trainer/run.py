@@ -12,6 +12,7 @@ import torch
 from dla_cache.errors import RecipeMismatchError, SpecError, name_some
 from dla_cache.spec import ORIGINAL_IMAGES, StrictModel, parse_spec
 from dla_cache.store import LatentStore, open_store
+from trainer.backbone import check_backbone_pixels, pretrained_backbone
 from trainer.checkpoint import fitting, load_checkpoint, write_atomically
 from trainer.config import MODEL_CONFIGS, RunConfig, folder_of
 from trainer.data import PairSource, PixelScale, Role
@@ -92,9 +93,12 @@ def _train_locked(
     check_roles(config, store)
     if target_run is not None:
         check_same_pixels(config, target_run)
+    check_backbone_pixels(config.model, config.pixel_mean, config.pixel_std)
 
     torch.manual_seed(config.seed)
     task = build_task(config, facts, target_run)
+    if isinstance(task, TeacherTask):
+        task.module.load_backbone()
     set_statistics(task, config, facts, store)
     task.module.to(config.device)
     if target_run is not None:
@@ -183,7 +187,7 @@ def data_facts(
 
     Raises:
         RecipeMismatchError: if the run learns from a model of other latents or other classes.
-        SpecError: if it asks for a modality that the store has not.
+        SpecError: if it asks for a modality that the store has not, or for weights that are not there.
     """
     wanted: tuple[str, ...] = ()
     if config.kind != "student":
@@ -207,6 +211,7 @@ def data_facts(
         rows_sha256=digest_of_rows(store),
         latents_sha256={name: store.content_hash([name]) for name in seen if name in recipes},
         teacher_sha256=target_run.weights_sha256 if target_run is not None else None,
+        pretrained=pretrained_backbone(config.model),
         images=from_store or ORIGINAL_IMAGES,
     )
     if target_run is not None:
@@ -337,7 +342,7 @@ def build_task(
     if isinstance(model, ProbeConfig):
         return ProbeTask(LatentProbe(model), config.self_training)
     if isinstance(model, TeacherConfig):
-        return TeacherTask(Teacher(model), config.self_training)
+        return TeacherTask(Teacher(model, facts.pretrained), config.self_training)
     assert isinstance(model, StudentConfig)
     assert config.objective is not None
     student = build_student(model)
