@@ -5,7 +5,9 @@ An unlabelled image carries the label -1 and takes part in distillation only.
 
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 from zlib import crc32
@@ -17,7 +19,7 @@ from torch import Tensor
 from dla_cache.decoded import Decode
 from dla_cache.images import Pixels, centre_square, decode_image, shrink
 from dla_cache.joined import JoinedStore
-from dla_cache.pairs import PairBatch, PairStream
+from dla_cache.pairs import PairBatch, PairStream, made_ahead
 from dla_cache.store import LatentStore
 from trainer.features import Target
 from trainer.views import ViewConfig, draw_views, view_images
@@ -25,7 +27,7 @@ from trainer.views import ViewConfig, draw_views, view_images
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a task sees: joined by image ID, on the device of the model."""
+    """What a task sees, joined by image ID."""
 
     image_ids: tuple[str, ...]
     pixels: Tensor
@@ -44,6 +46,18 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def to(self, device: str) -> "Batch":
+        """The same on a device; itself if it is there."""
+        if self.pixels.device == torch.device(device):
+            return self
+        return replace(
+            self,
+            pixels=self.pixels.to(device),
+            latents={name: values.to(device) for name, values in self.latents.items()},
+            labels=self.labels.to(device),
+            targets={target: values.to(device) for target, values in self.targets.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +117,14 @@ class PairSource:
         sees_images: bool = True,
         targets: ViewTargets | None = None,
         threads: int = 1,
+        keep_decoded_bytes: int = 2**30,
     ) -> None:
         """
         Args:
             sees_images: False for a probe, which is then spared from reading and decoding them.
             targets: what training batches bring along of the view that they show.
             threads: that read and decode; they change nothing in the batches.
+            keep_decoded_bytes: of decoded images that are kept in memory for the next epoch.
         """
         self.store = store
         self.images = images
@@ -121,6 +137,7 @@ class PairSource:
         self.sees_images = sees_images
         self.targets = targets
         self.threads = threads
+        self.keep_decoded_bytes = keep_decoded_bytes
         formats = {name: store.recipe(name).format for name in store.modalities}
         self.n_draws = {name: (one.n_draws, one.of_one_draw == one) for name, one in formats.items()}
 
@@ -131,14 +148,15 @@ class PairSource:
         """
         streams = [self._training_stream(role, self._decode_for_views) for role in roles]
 
+        def make(number: int) -> Batch:
+            parts = zip(roles, streams, strict=True)
+            return self._joined([seen_by(role, stream.batch(number)) for role, stream in parts])
+
         def batches(step: int) -> Generator[Batch, None, None]:
-            iterators = [stream.batches(step) for stream in streams]
-            try:
-                for parts in zip(*iterators, strict=True):
-                    yield self._joined([seen_by(role, part) for role, part in zip(roles, parts, strict=True)])
-            finally:
-                for iterator in iterators:
-                    iterator.close()
+            # Views are made by the threads that read, so that a step waits for nothing but a slow machine.
+            with closing(made_ahead(count(step), make, self.threads)) as ahead:
+                for batch in ahead:
+                    yield batch.to(self.device)
 
         return batches
 
@@ -152,7 +170,8 @@ class PairSource:
         def batches() -> Iterator[Batch]:
             for pairs in stream.epoch_once():
                 seen = self._with_one_draw(pairs, [0] * len(pairs.image_ids))
-                yield self._batch(seen, self._centres(pairs) if self.sees_images else _no_pixels(pairs))
+                batch = self._batch(seen, self._centres(pairs) if self.sees_images else _no_pixels(pairs))
+                yield batch.to(self.device)
 
         return batches
 
@@ -206,6 +225,7 @@ class PairSource:
             drop_last=drop_last,
             modalities_of=modalities_of,
             threads=self.threads,
+            keep_decoded_bytes=self.keep_decoded_bytes,
         )
 
     def _decode_centre(self, data: bytes, image_id: str) -> Pixels:
@@ -227,7 +247,7 @@ class PairSource:
         return shown[0] if len(shown) == 1 else _side_by_side(shown)
 
     def shown(self, part: PairBatch, view: int) -> Batch:
-        """Images in their view of a number, with the draw of their latents that goes with it."""
+        """Images in their view of a number, with the draw of their latents that goes with it; on the CPU."""
         latents = {name: part.latents[name] for name in self.modalities}
         seen = self._with_one_draw(
             replace(part, latents=latents), [crc32(image_id.encode()) + view for image_id in part.image_ids]
@@ -236,8 +256,7 @@ class PairSource:
         batch = self._batch(seen, pixels)
         if self.targets is None:
             return batch
-        said = self.targets.unpack(part.latents, view)
-        return replace(batch, targets={target: values.to(self.device) for target, values in said.items()})
+        return replace(batch, targets=self.targets.unpack(part.latents, view))
 
     def _with_one_draw(self, part: PairBatch, turns: Sequence[int]) -> PairBatch:
         """The batch with one draw of each latent: number `turn` of an image, counted round and round."""
@@ -260,12 +279,12 @@ class PairSource:
     def _batch(self, part: PairBatch, pixels: Tensor) -> Batch:
         return Batch(
             image_ids=part.image_ids,
-            pixels=pixels.to(self.device),
+            pixels=pixels,
             latents={
-                name: (values.float() if values.is_floating_point() else values.long()).to(self.device)
+                name: values.float() if values.is_floating_point() else values.long()
                 for name, values in part.latents.items()
             },
-            labels=part.labels.to(self.device),
+            labels=part.labels,
         )
 
 
