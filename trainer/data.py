@@ -17,7 +17,8 @@ from dla_cache.decoded import Decode
 from dla_cache.images import Pixels, centre_square, decode_image, shrink
 from dla_cache.pairs import PairBatch, PairStream
 from dla_cache.store import LatentStore
-from trainer.views import ViewConfig, draw_views, view_images
+from trainer.augment import view_images
+from trainer.views import ViewConfig, draw_views
 
 
 @dataclass(frozen=True, slots=True)
