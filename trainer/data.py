@@ -17,8 +17,11 @@ from dla_cache.decoded import Decode
 from dla_cache.images import Pixels, centre_square, decode_image, shrink
 from dla_cache.pairs import PairBatch, PairStream
 from dla_cache.store import LatentStore
-from trainer.augment import view_images
-from trainer.views import ViewConfig, draw_views
+from trainer.augment import erase, view_images
+from trainer.latent_views import check_mirroring, mirror_latents
+from trainer.mixing import MixingConfig, check_pairs, mix_pairs
+from trainer.objectives.ce import MixedLabels
+from trainer.views import ViewConfig, Views, draw_views
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,9 @@ class Batch:
     """Raw latents of the whole image, one draw of each: float32, or int64 codes."""
     labels: Tensor
     """int64 [B], -1 where there is none; of a multi-label store [B, K] of 0 and 1, or -1 all along."""
+
+    mixed: MixedLabels | None = None
+    """Whose labels count beside an image's own, where images were mixed."""
 
     @property
     def is_multi_label(self) -> bool:
@@ -80,10 +86,15 @@ class PairSource:
         seed: int,
         device: str,
         sees_images: bool = True,
+        mixing: MixingConfig | None = None,
     ) -> None:
         """
         Args:
             sees_images: False for a probe, which is then spared from reading and decoding them.
+            mixing: of the images whose labels are learned; `refuse_mixing` says when it is wrong.
+
+        Raises:
+            SpecError: if views are mirrored and a latent cannot be.
         """
         self.store = store
         self.images = images
@@ -94,14 +105,20 @@ class PairSource:
         self.seed = seed
         self.device = device
         self.sees_images = sees_images
+        self.mixing = mixing
         formats = {name: store.recipe(name).format for name in store.modalities}
         self.n_draws = {name: (one.n_draws, one.of_one_draw == one) for name, one in formats.items()}
+        self.formats = {name: formats[name].of_one_draw for name in self.modalities if name in formats}
+        if view.horizontal_flip and sees_images:
+            check_mirroring(self.formats)
 
     def training(self, roles: Sequence[Role]) -> Callable[[int], Generator[Batch, None, None]]:
         """Endless shuffled batches from a step on, the roles' images one after another in each.
 
         Where a store holds several draws of a latent, an image has another one each epoch, until it has had all.
         """
+        if self.mixing is not None:
+            check_pairs(roles[0].batch_size)
         decode = self._decode_for_crops if self.view.is_cropped else self._decode_for_centres
         streams = [self._stream(role, self.modalities, decode, shuffle=True, drop_last=True) for role in roles]
 
@@ -167,7 +184,16 @@ class PairSource:
         ]
         if not self.sees_images:
             return self._batch(parts, _no_pixels(parts))
-        return self._batch(parts, self.pixel_scale.apply(torch.cat([self._viewed(part) for part in parts])))
+        views = [self._views(part) for part in parts]
+        parts = [self._mirrored(part, seen) for part, seen in zip(parts, views, strict=True)]
+        batch = self._batch(parts, torch.cat([self._shown(part, seen) for part, seen in zip(parts, views, strict=True)]))
+        if self.mixing is None:
+            return batch
+        # The labelled images come first.
+        pixels, mixed = mix_pairs(
+            self.mixing, self.seed, parts[0].epoch, parts[0].image_ids, batch.pixels, batch.labels
+        )
+        return replace(batch, pixels=pixels, mixed=mixed)
 
     def _with_one_draw(self, part: PairBatch, turns: Sequence[int]) -> PairBatch:
         """The batch with one draw of each latent: number `turn` of an image, counted round and round."""
@@ -181,10 +207,19 @@ class PairSource:
     def _centres(self, part: PairBatch) -> Tensor:
         return self.pixel_scale.apply(torch.from_numpy(np.stack(part.pixels)))
 
-    def _viewed(self, part: PairBatch) -> Tensor:
+    def _views(self, part: PairBatch) -> Views:
         aspects = np.array([pixels.shape[2] / pixels.shape[1] for pixels in part.pixels])
-        views = draw_views(self.seed, part.image_ids, part.epoch, self.view, aspects)
-        return view_images(part.pixels, views, self.image_size)
+        return draw_views(self.seed, part.image_ids, part.epoch, self.view, aspects)
+
+    def _shown(self, part: PairBatch, views: Views) -> Tensor:
+        return erase(self.pixel_scale.apply(view_images(part.pixels, views, self.image_size)), views.erasings)
+
+    def _mirrored(self, part: PairBatch, views: Views) -> PairBatch:
+        """The batch with the latents of its mirrored images mirrored."""
+        latents = {
+            name: mirror_latents(values, self.formats[name], views.flip) for name, values in part.latents.items()
+        }
+        return replace(part, latents=latents)
 
     def _batch(self, parts: Sequence[PairBatch], pixels: Tensor) -> Batch:
         latents = {name: torch.cat([part.latents[name] for part in parts]) for name in parts[0].latents}
