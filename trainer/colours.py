@@ -18,6 +18,8 @@ FILL = (128, 128, 128)
 
 SOLARIZE_THRESHOLD = 128
 
+Enhancer = Callable[[Image.Image], ImageEnhance._Enhance]
+
 
 def recolour(image: Image.Image, colours: Colours, place: int) -> Image.Image:
     """The RGB image of a batch's `place` with its change of colour.
@@ -63,11 +65,11 @@ def turn_hue(image: Image.Image, turn: float) -> Image.Image:
     return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
 
 
-def _by_factor(enhancer: type[ImageEnhance._Enhance]) -> Callable[[Image.Image, float], Image.Image]:
+def _by_factor(enhancer: Enhancer) -> Callable[[Image.Image, float], Image.Image]:
     return lambda image, factor: image if factor == 1 else enhancer(image).enhance(factor)
 
 
-def _by_level(enhancer: type[ImageEnhance._Enhance]) -> Callable[[Image.Image, float, float], Image.Image]:
+def _by_level(enhancer: Enhancer) -> Callable[[Image.Image, float, float], Image.Image]:
     return lambda image, level, signed: enhancer(image).enhance(max(0.1, 1 + 0.9 * signed))
 
 

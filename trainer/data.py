@@ -105,6 +105,7 @@ class PairSource:
         self.seed = seed
         self.device = device
         self.sees_images = sees_images
+        self.view_seed = seed if view.seed is None else view.seed
         self.mixing = mixing
         formats = {name: store.recipe(name).format for name in store.modalities}
         self.n_draws = {name: (one.n_draws, one.of_one_draw == one) for name, one in formats.items()}
@@ -179,20 +180,23 @@ class PairSource:
 
     def _joined(self, parts: Sequence[PairBatch]) -> Batch:
         parts = [
-            self._with_one_draw(part, [crc32(image_id.encode()) + part.epoch for image_id in part.image_ids])
+            self._with_one_draw(
+                part, [crc32(image_id.encode()) + self.view.number_in(part.epoch) for image_id in part.image_ids]
+            )
             for part in parts
         ]
         if not self.sees_images:
             return self._batch(parts, _no_pixels(parts))
         views = [self._views(part) for part in parts]
         parts = [self._mirrored(part, seen) for part, seen in zip(parts, views, strict=True)]
-        batch = self._batch(parts, torch.cat([self._shown(part, seen) for part, seen in zip(parts, views, strict=True)]))
+        batch = self._batch(
+            parts, torch.cat([self._shown(part, seen) for part, seen in zip(parts, views, strict=True)])
+        )
         if self.mixing is None:
             return batch
         # The labelled images come first.
-        pixels, mixed = mix_pairs(
-            self.mixing, self.seed, parts[0].epoch, parts[0].image_ids, batch.pixels, batch.labels
-        )
+        number = self.view.number_in(parts[0].epoch)
+        pixels, mixed = mix_pairs(self.mixing, self.view_seed, number, parts[0].image_ids, batch.pixels, batch.labels)
         return replace(batch, pixels=pixels, mixed=mixed)
 
     def _with_one_draw(self, part: PairBatch, turns: Sequence[int]) -> PairBatch:
@@ -209,7 +213,7 @@ class PairSource:
 
     def _views(self, part: PairBatch) -> Views:
         aspects = np.array([pixels.shape[2] / pixels.shape[1] for pixels in part.pixels])
-        return draw_views(self.seed, part.image_ids, part.epoch, self.view, aspects)
+        return draw_views(self.view_seed, part.image_ids, self.view.number_in(part.epoch), self.view, aspects)
 
     def _shown(self, part: PairBatch, views: Views) -> Tensor:
         return erase(self.pixel_scale.apply(view_images(part.pixels, views, self.image_size)), views.erasings)

@@ -1,22 +1,22 @@
-"""MESSy's predictive heads: from the student's CLS token to what a teacher block holds of a modality."""
+"""MESSy's predictive heads: from a block of the student to what a block of the reference holds of a span."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from trainer.features import CLS, Features, Target
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class MessyTerm:
-    """One summand of the loss: which student block predicts which span of which teacher block.
+    """One summand of the loss: which student block predicts which target.
 
-    Blocks are counted from 0 and have their own number on each side, so student and teacher may
-    differ in depth.
+    Blocks have their own number on each side, so student and reference may differ in depth.
     """
 
     student_block: int
-    teacher_block: int
-    modality: str
+    target: Target
 
 
 class MessyHeads(nn.Module):
@@ -27,24 +27,34 @@ class MessyHeads(nn.Module):
 
     def __init__(
         self,
-        student_width: int,
-        teacher_width: int,
-        layers: Sequence[tuple[int, int]],
-        modalities: Sequence[str],
+        terms: Sequence[MessyTerm],
+        student_widths: Sequence[int],
+        target_widths: Mapping[Target, int],
         *,
-        hidden: int = 512,
+        hidden: int,
     ) -> None:
-        """A head for each of (student block, teacher block) and modality."""
+        """
+        Args:
+            student_widths: D of each of the student's blocks.
+            target_widths: D of each target.
+            hidden: width between a head's two layers.
+        """
         super().__init__()
-        self.terms = tuple(MessyTerm(student, teacher, name) for student, teacher in layers for name in modalities)
+        self.terms = tuple(terms)
         self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(student_width, hidden), nn.GELU(), nn.Linear(hidden, teacher_width))
-            for _ in self.terms
+            nn.Sequential(
+                nn.Linear(student_widths[term.student_block], hidden),
+                nn.GELU(),
+                nn.Linear(hidden, target_widths[term.target]),
+            )
+            for term in self.terms
         )
 
-    def forward(self, student_block_outputs: Sequence[Tensor]) -> dict[MessyTerm, Tensor]:
-        """Predictions [B, teacher width] from blocks [B, N, student width], CLS first."""
+    def forward(self, student: Features) -> dict[MessyTerm, Tensor]:
+        """Predictions [B, D of the target] from the student's CLS."""
+        assert student.spans is not None
+        seen = student.spans[CLS]
         return {
-            term: head(student_block_outputs[term.student_block][:, 0])
+            term: head(student.blocks[term.student_block][:, seen].mean(dim=1))
             for term, head in zip(self.terms, self.heads, strict=True)
         }

@@ -106,16 +106,12 @@ def mix_pairs(
     shares = torch.ones(len(labels))
     for first in range(0, len(image_ids), 2):
         pair, turned = slice(first, first + 2), [first + 1, first]
-        mixed[pair], shares[pair] = _mix(
-            _generator(seed, draw, image_ids[pair]), config, pixels[pair], pixels[turned]
-        )
+        mixed[pair], shares[pair] = _mix(_generator(seed, draw, image_ids[pair]), config, pixels[pair], pixels[turned])
         partner[pair] = labels[turned]
     return mixed, MixedLabels(partner, shares.to(pixels.device))
 
 
-def _mix(
-    generator: np.random.Generator, config: MixingConfig, pixels: Tensor, others: Tensor
-) -> tuple[Tensor, float]:
+def _mix(generator: np.random.Generator, config: MixingConfig, pixels: Tensor, others: Tensor) -> tuple[Tensor, float]:
     """A pair of views, mixed with its other order, and the share that each keeps."""
     if generator.random() >= config.probability:
         return pixels, 1.0

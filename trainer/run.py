@@ -1,7 +1,7 @@
 """One training run from its config to its folder: config, data facts, metrics, weights, result."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dla_cache.errors import RecipeMismatchError, SpecError, name_some
+from dla_cache.errors import RecipeMismatchError, SpecError
 from dla_cache.spec import ORIGINAL_IMAGES, StrictModel, parse_spec
 from dla_cache.store import LatentStore, open_store
 from trainer.checkpoint import fitting, load_checkpoint, write_atomically
@@ -17,7 +17,11 @@ from trainer.config import MODEL_CONFIGS, RunConfig, folder_of
 from trainer.data import PairSource, PixelScale, Role
 from trainer.evaluate import measure_branches, measure_subsets, name_subsets
 from trainer.loop import Loop, LoopConfig, Progress
+from trainer.mixing import refuse_mixing
+from trainer.objectives.ce import balance_of
 from trainer.probe import LatentProbe, ProbeConfig
+from trainer.reference import FrozenClassifier
+from trainer.roles import check_roles, class_counts
 from trainer.run_folder import (
     DataFacts,
     RunResult,
@@ -31,7 +35,7 @@ from trainer.run_folder import (
     read_result,
 )
 from trainer.student import StudentConfig, build_student, export_student
-from trainer.tasks import ClassifierTask, FrozenClassifier, ProbeTask, StudentTask, TeacherTask
+from trainer.tasks import ClassifierTask, ProbeTask, StudentTask, TeacherTask
 from trainer.teacher import Teacher, TeacherConfig
 
 EVALUATION_BATCH_SIZE = 256
@@ -91,6 +95,8 @@ def _train_locked(
     check_roles(config, store)
     if target_run is not None:
         check_same_pixels(config, target_run)
+    seen = target_run.facts.modalities if target_run is not None else facts.modalities
+    refuse_mixing(config, reference_sees_latents=bool(seen), has_stored_targets=False)
 
     torch.manual_seed(config.seed)
     task = build_task(config, facts, target_run)
@@ -99,7 +105,6 @@ def _train_locked(
     if target_run is not None:
         target_run.task.module.to(config.device)
 
-    seen = target_run.facts.modalities if target_run is not None else facts.modalities
     pairs = PairSource(
         store,
         folder_of(config.images),
@@ -110,6 +115,7 @@ def _train_locked(
         seed=config.seed,
         device=config.device,
         sees_images=config.kind != "probe",
+        mixing=config.mixing,
     )
     roles = [Role(config.roles.labelled, config.labelled_per_batch)]
     if config.roles.transfer:
@@ -197,9 +203,12 @@ def data_facts(
     seen = wanted if target_run is None else target_run.facts.modalities
     # A probe sees no pixels, and its store may gain images.
     from_store = store.metadata.images if config.images is None and config.kind != "probe" else None
+    counts, n_labelled = class_counts(store, config.roles.labelled)
     facts = DataFacts(
         class_names=tuple(store.class_names),
         is_multi_label=store.rows.is_multi_label,
+        class_counts=counts,
+        n_labelled=n_labelled,
         recipes={name: recipe.hash for name, recipe in recipes.items()},
         formats={name: recipes[name].format.of_one_draw for name in wanted},
         modalities=tuple(wanted),
@@ -241,59 +250,6 @@ def check_same_pixels(config: RunConfig, target_run: TrainedRun) -> None:
             )
 
 
-def check_roles(config: RunConfig, store: LatentStore) -> None:
-    """Looks at all roles before the first step, so that no fault of the test split shows after the last one.
-
-    Raises:
-        SpecError: if a split has no image, a role too few for a batch, or an image no label where labels are learned
-            or measured.
-    """
-    if len(store.class_names) < (1 if store.rows.is_multi_label else 2):
-        raise SpecError(
-            f"the store has {len(store.class_names)} classes, between which there is nothing to choose",
-            hint="make a manifest with labels of two classes or more",
-        )
-    wanted = {split for role in ("labelled", "transfer", "validation", "test") for split in getattr(config.roles, role)}
-    absent = sorted(wanted - store.rows.splits)
-    if absent:
-        raise SpecError(
-            f"the store has no image of split {name_some(absent)}",
-            hint=f"its splits are {name_some(sorted(store.rows.splits), shown=10)}; say which plays which part, as"
-            " --set 'roles={labelled: train, transfer: [], validation: val, test: test}'",
-        )
-    for role, per_batch in (("labelled", config.labelled_per_batch), ("transfer", config.transfer_per_batch)):
-        n_images = len(store.rows_of(getattr(config.roles, role)))
-        if n_images < per_batch:
-            raise SpecError(
-                f"`roles.{role}` has {n_images} images, and `{role}_per_batch` is {per_batch}",
-                hint=f"make batches smaller: --set {role}_per_batch={max(1, n_images // 4)}",
-            )
-    for role in ("labelled", "validation", "test"):
-        check_is_labelled(
-            store,
-            getattr(config.roles, role),
-            f"`roles.{role}`",
-            hint="images without a label can play `roles.transfer` only",
-        )
-
-
-def check_is_labelled(store: LatentStore, splits: Sequence[str], where: str, *, hint: str) -> None:
-    """Passes splits whose images all have a label; of several labels only if some image has a class, for else nothing
-    is ranked.
-
-    Raises:
-        SpecError: if an image has none.
-    """
-    rows = store.rows_of(splits)
-    labels = store.rows.labels_of(rows)
-    unlabelled = rows[[label is None for label in labels]]
-    if len(unlabelled):
-        named = name_some(store.rows.ids_of(unlabelled))
-        raise SpecError(f"{len(unlabelled)} of {len(rows)} images of {where} have no label: {named}", hint=hint)
-    if store.rows.is_multi_label and not any(labels):
-        raise SpecError(f"no image of {where} has any of the classes", hint="there is nothing to rank: see the labels")
-
-
 def kind_of_labels(facts: DataFacts) -> tuple[tuple[str, ...], bool]:
     """What two runs must share for the answers of one to mean something to the other."""
     return facts.class_names, facts.is_multi_label
@@ -333,16 +289,17 @@ def build_task(
 ) -> ProbeTask | TeacherTask | StudentTask:
     """The freshly initialised task of a run; a student without its `target_run` comes without heads."""
     model = model_config(config, facts)
+    balance = balance_of(config.ce, facts.class_counts, facts.n_labelled, is_multi_label=facts.is_multi_label)
     if isinstance(model, ProbeConfig):
-        return ProbeTask(LatentProbe(model), config.self_training)
+        return ProbeTask(LatentProbe(model), config.self_training, balance)
     if isinstance(model, TeacherConfig):
-        return TeacherTask(Teacher(model), config.self_training)
+        return TeacherTask(Teacher(model), config.self_training, balance)
     assert isinstance(model, StudentConfig)
     assert config.objective is not None
     student = build_student(model)
     if target_run is None:
-        return StudentTask(student, config.objective.model_copy(update={"messy": None}), None)
-    return StudentTask(student, config.objective, FrozenClassifier(target_run.task))
+        return StudentTask(student, config.objective.model_copy(update={"messy": None}), None, balance)
+    return StudentTask(student, config.objective, FrozenClassifier(target_run.task), balance)
 
 
 def model_config(config: RunConfig, facts: DataFacts) -> StrictModel:

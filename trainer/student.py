@@ -1,7 +1,6 @@
 """The image-only student: a stock transformers image classifier, so what is trained is what ships."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +11,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from transformers.image_utils import PILImageResampling
 
 from trainer.data import PixelScale
+from trainer.features import CLS, IMAGE, Features
 from trainer.trunk import TrunkConfig
 
 MULTI_LABEL: Literal["multi_label_classification"] = "multi_label_classification"
@@ -23,16 +23,6 @@ class StudentConfig(TrunkConfig):
 
     weight_std: Annotated[float, Field(gt=0)] = 0.02
     """Initial scale of all weights. .02 is about 1/√(3·width) at width 768; a narrow model needs more."""
-
-
-@dataclass(frozen=True, slots=True)
-class StudentOutput:
-    """What a student says of a batch, and what its blocks hold."""
-
-    logits: Tensor
-    """[B, K]."""
-    block_outputs: tuple[Tensor, ...]
-    """[B, N, D] of each block, before the final norm; token 0 is CLS."""
 
 
 def build_student(config: StudentConfig) -> ViTForImageClassification:
@@ -59,11 +49,20 @@ def build_student(config: StudentConfig) -> ViTForImageClassification:
     return student
 
 
-def student_features(student: ViTForImageClassification, pixels: Tensor) -> StudentOutput:
+STUDENT_SPANS = {CLS: slice(0, 1), IMAGE: slice(1, None)}
+"""Where CLS and the image lie among a student's tokens."""
+
+
+def student_widths(student: ViTForImageClassification) -> dict[str, int]:
+    """D of each block, by its module's name."""
+    return {f"vit.layers.{number}": student.config.hidden_size for number in range(student.config.num_hidden_layers)}
+
+
+def student_features(student: ViTForImageClassification, pixels: Tensor) -> Features:
     """Logits and block outputs for normalised pixels [B, 3, H, W]."""
     output = student(pixel_values=pixels, output_hidden_states=True)
     # The first hidden state is the embedding, what goes into block 0.
-    return StudentOutput(output.logits, tuple(output.hidden_states[1:]))
+    return Features(output.logits, tuple(output.hidden_states[1:]), STUDENT_SPANS)
 
 
 @torch.no_grad()

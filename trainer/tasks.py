@@ -4,7 +4,7 @@ Dimensions: B images, D width, K classes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ViTForImageClassification
 
-from dla_cache.errors import SpecError
 from trainer.config import SelfTraining
 from trainer.data import Batch
-from trainer.heads import MessyHeads, MessyTerm
+from trainer.features import LOGITS, Features, Target
+from trainer.heads import MessyHeads
 from trainer.objectives import Need, ObjectiveConfig, ObjectiveInputs, weighted_terms
-from trainer.objectives.ce import cross_entropy, has_label
+from trainer.objectives.ce import PLAIN, Balance, cross_entropy, has_label
 from trainer.objectives.kd import yes_and_no
-from trainer.objectives.messy import pooled_targets
+from trainer.objectives.messy import messy_terms
 from trainer.probe import LatentProbe
-from trainer.student import student_features, student_position_to_content
+from trainer.reference import Reference
+from trainer.student import STUDENT_SPANS, student_features, student_position_to_content, student_widths
 from trainer.teacher import Teacher
 
 
@@ -58,9 +59,9 @@ class ClassifierTask(Protocol):
         """Norm of the positions over norm of the tokens they are added to, for each span; none without tokens."""
 
 
-def labelled_terms(logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+def labelled_terms(logits: Mapping[str, Tensor], batch: Batch, balance: Balance = PLAIN) -> dict[str, Tensor]:
     """The cross entropy of each branch on the labelled images."""
-    losses = {f"ce_{name}": cross_entropy(value, batch.labels) for name, value in logits.items()}
+    losses = {f"ce_{name}": cross_entropy(value, batch.labels, balance, batch.mixed) for name, value in logits.items()}
     return {name: loss for name, loss in losses.items() if loss is not None}
 
 
@@ -94,14 +95,26 @@ def self_training_terms(
 class ProbeTask:
     """A classifier on latents alone."""
 
-    def __init__(self, probe: LatentProbe, self_training: SelfTraining | None) -> None:
+    def __init__(self, probe: LatentProbe, self_training: SelfTraining | None, balance: Balance = PLAIN) -> None:
         self.module = probe
         self.self_training = self_training
+        self.balance = balance
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """The latents it looks at."""
         return tuple(self.module.config.formats)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return {}
+
+    @property
+    def spans(self) -> tuple[str, ...]:
+        return ()
+
+    def features(self, batch: Batch) -> Features:
+        return Features(self.module(batch.latents))
 
     def branch_logits(self, batch: Batch, present: Mapping[str, bool] | None = None) -> dict[str, Tensor]:
         return {"probe": self.module(batch.latents, present=present)}
@@ -110,7 +123,7 @@ class ProbeTask:
         return {}
 
     def losses(self, batch: Batch) -> TaskLosses:
-        return classifier_losses(self, batch, self.self_training)
+        return classifier_losses(self, batch, self.self_training, self.balance)
 
     def taught_parameters(self) -> Sequence[nn.Parameter]:
         return list(self.module.parameters())
@@ -119,14 +132,27 @@ class ProbeTask:
 class TeacherTask:
     """The DLA teacher; with late fusion each branch has its own cross entropy."""
 
-    def __init__(self, teacher: Teacher, self_training: SelfTraining | None) -> None:
+    def __init__(self, teacher: Teacher, self_training: SelfTraining | None, balance: Balance = PLAIN) -> None:
         self.module = teacher
         self.self_training = self_training
+        self.balance = balance
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """The latents it looks at beside the image."""
         return self.module.config.modalities
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return self.module.widths
+
+    @property
+    def spans(self) -> tuple[str, ...]:
+        return tuple(self.module.spans)
+
+    def features(self, batch: Batch) -> Features:
+        output = self.module(batch.pixels, batch.latents)
+        return Features(output.logits, output.block_outputs, self.module.spans)
 
     def branch_logits(self, batch: Batch, present: Mapping[str, bool] | None = None) -> dict[str, Tensor]:
         output = self.module(batch.pixels, batch.latents, present=present)
@@ -136,18 +162,20 @@ class TeacherTask:
         return self.module.position_to_content(batch.pixels, batch.latents)
 
     def losses(self, batch: Batch) -> TaskLosses:
-        return classifier_losses(self, batch, self.self_training)
+        return classifier_losses(self, batch, self.self_training, self.balance)
 
     def taught_parameters(self) -> Sequence[nn.Parameter]:
         return list(self.module.parameters())
 
 
-def classifier_losses(task: ProbeTask | TeacherTask, batch: Batch, self_training: SelfTraining | None) -> TaskLosses:
+def classifier_losses(
+    task: ProbeTask | TeacherTask, batch: Batch, self_training: SelfTraining | None, balance: Balance = PLAIN
+) -> TaskLosses:
     """Losses of every branch on labels, and on the model's own confident answers where there is none."""
     branches = task.branch_logits(batch)
     # The answer itself is the mean of the branches: its own loss would count them twice.
     trained = dict(list(branches.items())[1:]) or branches
-    terms = labelled_terms(trained, batch)
+    terms = labelled_terms(trained, batch, balance)
     if self_training is not None:
         task.module.eval()
         with torch.no_grad():
@@ -157,23 +185,6 @@ def classifier_losses(task: ProbeTask | TeacherTask, batch: Batch, self_training
     return sum_terms(terms)
 
 
-class FrozenClassifier:
-    """A probe, teacher or student that a student learns from, frozen."""
-
-    def __init__(self, task: "ProbeTask | TeacherTask | StudentTask") -> None:
-        self.task = task
-        task.module.eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def targets(self, batch: Batch, terms: Sequence[MessyTerm]) -> tuple[Tensor, dict[MessyTerm, Tensor]]:
-        """Logits [B, K] and for each term [B, D], on the student's own view."""
-        if isinstance(self.task, TeacherTask):
-            teacher = self.task.module
-            output = teacher(batch.pixels, batch.latents)
-            return output.logits, pooled_targets(output.block_outputs, teacher.spans, terms)
-        return next(iter(self.task.branch_logits(batch).values())), {}
-
-
 class StudentTask:
     """The image-only student, its throw-away heads, and what it learns from."""
 
@@ -181,17 +192,43 @@ class StudentTask:
         self,
         student: ViTForImageClassification,
         objective: ObjectiveConfig,
-        target_model: FrozenClassifier | None,
+        reference: Reference | None,
+        balance: Balance = PLAIN,
     ) -> None:
         self.student = student
+        self.balance = balance
         self.objective = objective
-        self.target_model = target_model
+        self.reference = reference
         self.heads: MessyHeads | None = None
         parts: dict[str, nn.Module] = {"student": student}
         if Need.BLOCK_TARGETS in objective.needs:
-            self.heads = build_heads(student, objective, target_model)
+            assert reference is not None
+            self.heads = build_heads(self.widths, objective, reference)
             parts["heads"] = self.heads
         self.module = nn.ModuleDict(parts)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """It sees no latents."""
+        return ()
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return student_widths(self.student)
+
+    @property
+    def spans(self) -> tuple[str, ...]:
+        return tuple(STUDENT_SPANS)
+
+    @property
+    def wanted(self) -> tuple[Target, ...]:
+        """What the objective must be told of each batch by what the student learns from."""
+        logits = (LOGITS,) if Need.TEACHER_LOGITS in self.objective.needs else ()
+        heads = self.heads.terms if self.heads is not None else ()
+        return (*logits, *dict.fromkeys(term.target for term in heads))
+
+    def features(self, batch: Batch) -> Features:
+        return student_features(self.student, batch.pixels)
 
     def branch_logits(self, batch: Batch) -> dict[str, Tensor]:
         return {"student": self.student(pixel_values=batch.pixels).logits}
@@ -200,12 +237,16 @@ class StudentTask:
         return {"image": student_position_to_content(self.student, batch.pixels)}
 
     def losses(self, batch: Batch) -> TaskLosses:
-        output = student_features(self.student, batch.pixels)
-        inputs = ObjectiveInputs(output.logits, batch.labels, is_multi_label=batch.is_multi_label)
-        if self.target_model is not None:
-            predictions = self.heads(output.block_outputs) if self.heads is not None else {}
-            logits, targets = self.target_model.targets(batch, list(predictions))
-            inputs = replace(inputs, teacher_logits=logits, predictions=predictions, targets=targets)
+        features = self.features(batch)
+        inputs = ObjectiveInputs(
+            features.logits,
+            batch.labels,
+            targets=self.reference.targets(batch, self.wanted) if self.reference is not None else {},
+            predictions=self.heads(features) if self.heads is not None else {},
+            is_multi_label=batch.is_multi_label,
+            balance=self.balance,
+            mixed=batch.mixed,
+        )
         return sum_terms(weighted_terms(self.objective, inputs))
 
     def taught_parameters(self) -> Sequence[nn.Parameter]:
@@ -213,32 +254,13 @@ class StudentTask:
         return list(self.student.parameters())
 
 
-def build_heads(
-    student: ViTForImageClassification, objective: ObjectiveConfig, target_model: FrozenClassifier | None
-) -> MessyHeads:
-    """A head for each layer pair of the objective and each modality of the teacher.
+def build_heads(widths: Mapping[str, int], objective: ObjectiveConfig, reference: Reference) -> MessyHeads:
+    """A head for each layer pair of the objective and each span that it predicts.
 
     Raises:
-        SpecError: if the target model has no latent tokens to predict, or a layer is not there.
+        SpecError: if there is no latent to predict, or a layer is not there.
     """
-    teacher = target_model.task.module if target_model is not None else None
     assert objective.messy is not None
-    if not isinstance(teacher, Teacher) or not teacher.config.modalities:
-        raise SpecError(
-            "`messy` predicts what a teacher makes of latents, and the run in `teacher` is not one that sees any",
-            hint="train one with `kind: teacher`, or drop `messy` from the objective",
-        )
-    depths = (student.config.num_hidden_layers, teacher.config.depth)
-    for pair in objective.messy.layers:
-        if any(not 0 <= block < depth for block, depth in zip(pair, depths, strict=True)):
-            raise SpecError(
-                f"`messy.layers` has `{list(pair)}`, student and teacher have {depths[0]} and {depths[1]} blocks",
-                hint="count blocks from 0",
-            )
-    return MessyHeads(
-        student.config.hidden_size,
-        teacher.config.width,
-        objective.messy.layers,
-        teacher.config.modalities,
-        hidden=objective.messy.hidden,
-    )
+    terms = messy_terms(objective.messy, tuple(widths), reference.block_names, reference.spans)
+    targets = {term.target: reference.width(term.target.block) for term in terms}
+    return MessyHeads(terms, list(widths.values()), targets, hidden=objective.messy.hidden)

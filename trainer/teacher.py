@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dla_cache.errors import TrainingError
 from dla_cache.spec import LatentFormat
 from trainer.adapters import LatentScaler, ModalityEncoder, check_modalities
+from trainer.features import CLS, IMAGE
 from trainer.probe import LatentClassifier, ProbeConfig
 from trainer.trunk import TrunkConfig
 
@@ -133,13 +134,18 @@ class Teacher(nn.Module):
 
     @property
     def spans(self) -> dict[str, slice]:
-        """Where `image` and each modality lie in the sequence; CLS and separators belong to none."""
-        spans = {"image": slice(1, 1 + self.config.n_patches)}
+        """Where CLS, the image and each modality lie in the sequence; separators belong to none."""
+        spans = {CLS: slice(0, 1), IMAGE: slice(1, 1 + self.config.n_patches)}
         stop = 1 + self.config.n_patches
         for name in self.config.modalities:
             spans[name] = slice(stop + 1, stop + 1 + self.config.tokens_per_modality)
             stop = spans[name].stop
         return spans
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """D of each block, by its module's name."""
+        return {f"blocks.{number}": self.config.width for number in range(self.config.depth)}
 
     @property
     def sequence_length(self) -> int:
@@ -244,4 +250,5 @@ class Teacher(nn.Module):
         kept = {name: pixels.new_ones(len(pixels), dtype=torch.bool) for name in latents}
         content = self._content(pixels, latents, {}, kept).norm(dim=-1)
         positions = self.positions.norm(dim=-1)
-        return {name: float(positions[span].mean() / content[:, span].mean()) for name, span in self.spans.items()}
+        spans = {name: span for name, span in self.spans.items() if name != CLS}
+        return {name: float(positions[span].mean() / content[:, span].mean()) for name, span in spans.items()}

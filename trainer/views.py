@@ -134,6 +134,10 @@ class ViewConfig(StrictModel):
     """RandAugment, after `colour`; none when absent."""
     erasing: ErasingConfig | None = None
     """Random erasing, last of all; none when absent."""
+    count: Annotated[int, Field(gt=0)] | None = None
+    """Different views of an image: in epoch e it is seen in view e modulo so many. None: a new one each epoch."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    """Of the views; that of the run when absent. Runs of different seeds with one here see the same views."""
     scaled_decode: bool = False
     """Whether a JPEG with far more pixels than views need is decoded at 1/2, 1/4 or 1/8 of its size: several times
     faster, and not to the pixel the same. Evaluation decodes all of it."""
@@ -143,6 +147,10 @@ class ViewConfig(StrictModel):
         if self.scale_min > self.scale_max or self.ratio_min > self.ratio_max:
             raise ValueError("`scale_min` and `ratio_min` may not exceed their maxima")
         return self
+
+    def number_in(self, epoch: int) -> int:
+        """Which view of each image is seen in an epoch; the draw of its latents goes with it."""
+        return epoch if self.count is None else epoch % self.count
 
     @property
     def is_cropped(self) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from trainer.features import LOGITS, Features, Target
 from trainer.heads import MessyHeads, MessyTerm
 from trainer.objectives import (
     OBJECTIVES,
@@ -22,12 +23,15 @@ from trainer.objectives import (
 )
 from trainer.objectives.ce import cross_entropy
 from trainer.objectives.kd import kd_loss
-from trainer.objectives.messy import messy_loss, pooled_targets
+from trainer.objectives.messy import messy_loss, messy_terms
 from trainer.presets import PRESETS
 
 PAPER = ObjectiveConfig.model_validate(PRESETS["paper"]["student"]["objective"])
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden_values.json").read_text())
-TERMS = tuple(MessyTerm(block, block, name) for block in (9, 10, 11) for name in ("shape", "audio"))
+TERMS = tuple(MessyTerm(block, Target("pooled", name, block)) for block in (9, 10, 11) for name in ("shape", "audio"))
+
+BLOCKS = tuple(f"blocks.{number}" for number in range(12))
+DEPTH_OF_3, DEPTH_OF_5 = (Target("pooled", "depth", block) for block in (3, 5))
 
 
 def golden_logits():
@@ -44,9 +48,8 @@ def random_inputs(dtype=torch.float64, n_images=5, n_classes=7, width=8):
     return ObjectiveInputs(
         student_logits=draw(n_images, n_classes, scale=3),
         labels=torch.tensor([0, -1, 6, 2, -1])[:n_images],
-        teacher_logits=draw(n_images, n_classes, scale=3),
+        targets={LOGITS: draw(n_images, n_classes, scale=3)} | {term.target: draw(n_images, width) for term in TERMS},
         predictions={term: draw(n_images, width) for term in TERMS},
-        targets={term: draw(n_images, width) for term in TERMS},
     )
 
 
@@ -64,7 +67,7 @@ def test_kd_has_the_golden_value(temperature):
 
 def test_the_paper_loss_equals_one_written_from_the_equations():
     inputs = random_inputs()
-    z_s, z_t = (logits.detach().numpy() for logits in (inputs.student_logits, inputs.teacher_logits))
+    z_s, z_t = (logits.detach().numpy() for logits in (inputs.student_logits, inputs.targets[LOGITS]))
     n_images, n_classes = z_s.shape
 
     def softmax(row):
@@ -78,7 +81,7 @@ def test_the_paper_loss_equals_one_written_from_the_equations():
         kl += sum(p[k] * (math.log(p[k]) - math.log(q[k])) for k in range(n_classes)) / n_images
     mse = 0.0
     for term in TERMS:
-        mse += np.mean((inputs.predictions[term].detach().numpy() - inputs.targets[term].detach().numpy()) ** 2)
+        mse += np.mean((inputs.predictions[term].detach().numpy() - inputs.targets[term.target].detach().numpy()) ** 2)
     expected = 0.25 * ce + 0.75 * 4 * kl + 1.0 * mse
 
     terms = weighted_terms(PAPER, inputs)
@@ -89,28 +92,29 @@ def test_the_paper_loss_equals_one_written_from_the_equations():
 def test_a_target_is_the_mean_over_the_modality_s_own_span_and_no_other_token():
     blocks = [torch.randn(2, 7, 3, dtype=torch.float64) for _ in range(12)]
     spans = {"image": slice(1, 3), "shape": slice(4, 5), "audio": slice(5, 7)}
-    targets = pooled_targets(blocks, spans, TERMS)
-    assert set(targets) == set(TERMS)
-    for term, target in targets.items():
-        tokens = [4] if term.modality == "shape" else [5, 6]
-        expected = sum(blocks[term.teacher_block][:, token].numpy() for token in tokens) / len(tokens)
-        np.testing.assert_allclose(target.numpy(), expected, atol=1e-12)
+    features = Features(torch.zeros(2, 3), tuple(blocks), spans)
+    for target in (term.target for term in TERMS):
+        tokens = [4] if target.span == "shape" else [5, 6]
+        expected = sum(blocks[target.block][:, token].numpy() for token in tokens) / len(tokens)
+        np.testing.assert_allclose(features.target(target).numpy(), expected, atol=1e-12)
 
 
 def test_heads_of_the_paper_preset_have_4726272_parameters():
     config = MessyConfig()
     with torch.device("meta"):
-        heads = MessyHeads(768, 768, config.layers, ("shape", "audio"), hidden=config.hidden)
+        terms = messy_terms(config, BLOCKS, BLOCKS, ("cls", "image", "shape", "audio"))
+        heads = MessyHeads(terms, [768] * 12, {term.target: 768 for term in terms}, hidden=config.hidden)
     assert set(heads.terms) == set(TERMS)
     assert sum(parameter.numel() for parameter in heads.parameters()) == 4_726_272
 
 
 def test_heads_read_the_class_token_of_their_own_block_and_nothing_else():
-    heads = MessyHeads(8, 6, [(0, 3), (1, 5)], ["depth"], hidden=4)
+    first, second = (MessyTerm(*blocks) for blocks in ((0, DEPTH_OF_3), (1, DEPTH_OF_5)))
+    heads = MessyHeads([first, second], [8, 8], {DEPTH_OF_3: 6, DEPTH_OF_5: 6}, hidden=4)
     blocks = [torch.randn(2, 5, 8, requires_grad=True) for _ in range(2)]
-    predictions = heads(blocks)
-    predictions[MessyTerm(1, 5, "depth")].sum().backward()
-    assert predictions[MessyTerm(0, 3, "depth")].shape == (2, 6)
+    predictions = heads(Features(torch.zeros(2, 3), tuple(blocks), {"cls": slice(0, 1)}))
+    predictions[second].sum().backward()
+    assert predictions[first].shape == (2, 6)
     assert blocks[0].grad is None
     assert blocks[1].grad[:, 0].abs().sum() > 0
     assert blocks[1].grad[:, 1:].abs().sum() == 0
@@ -123,13 +127,14 @@ def test_the_gradient_reaches_the_student_and_not_the_teacher(name):
     weighted_terms(config, inputs)[name].backward()
     students = [inputs.student_logits, *inputs.predictions.values()]
     assert any(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in students)
-    assert all(tensor.grad is None for tensor in (inputs.teacher_logits, *inputs.targets.values()))
+    assert all(tensor.grad is None for tensor in inputs.targets.values())
 
 
-def test_pooled_targets_carry_no_gradient():
+def test_targets_carry_no_gradient():
     block = torch.randn(2, 4, 3, requires_grad=True)
-    term = MessyTerm(0, 0, "depth")
-    assert not pooled_targets([block], {"depth": slice(1, 4)}, [term])[term].requires_grad
+    features = Features(block[:, 0], (block,), {"depth": slice(1, 4)})
+    wanted = [LOGITS, Target("pooled", "depth", 0), Target("tokens", "depth", 0)]
+    assert not any(features.target(target).requires_grad for target in wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -139,7 +144,7 @@ def test_half_precision_inputs_give_finite_losses_in_float32(name, dtype):
     big = {term: prediction.detach() * 300 for term, prediction in inputs.predictions.items()}
     logits = inputs.student_logits.detach() * 3000
     assert torch.isfinite(logits).all()
-    inputs = ObjectiveInputs(logits, inputs.labels, inputs.teacher_logits, big, inputs.targets)
+    inputs = ObjectiveInputs(logits, inputs.labels, inputs.targets, big)
     loss = weighted_terms(ObjectiveConfig.model_validate({name: {}}), inputs)[name]
     assert loss.dtype == torch.float32
     assert torch.isfinite(loss)
@@ -162,9 +167,7 @@ def test_unlabelled_images_take_part_in_distillation(name):
 
 def test_a_batch_without_labels_has_no_cross_entropy_term_and_keeps_the_others():
     inputs = random_inputs()
-    unlabelled = ObjectiveInputs(
-        inputs.student_logits, torch.full((5,), -1), inputs.teacher_logits, inputs.predictions, inputs.targets
-    )
+    unlabelled = ObjectiveInputs(inputs.student_logits, torch.full((5,), -1), inputs.targets, inputs.predictions)
     assert set(weighted_terms(PAPER, unlabelled)) == {"kd", "messy"}
 
 
@@ -179,7 +182,7 @@ def test_normalised_targets_do_not_depend_on_the_teacher_s_scale():
 
 def test_a_term_on_one_side_only_is_refused():
     inputs = random_inputs()
-    renamed = {MessyTerm(t.student_block, t.teacher_block, "3d"): value for t, value in inputs.targets.items()}
+    renamed = {Target("pooled", "3d", target.block): value for target, value in inputs.targets.items()}
     with pytest.raises(ValueError, match="3d"):
         messy_loss(inputs.predictions, renamed)
 
@@ -187,7 +190,7 @@ def test_a_term_on_one_side_only_is_refused():
 def test_losses_refuse_shapes_that_would_broadcast():
     inputs = random_inputs()
     with pytest.raises(ValueError, match="shape"):
-        kd_loss(inputs.student_logits, inputs.teacher_logits[:1], 2.0)
+        kd_loss(inputs.student_logits, inputs.targets[LOGITS][:1], 2.0)
     with pytest.raises(ValueError, match="shape"):
         messy_loss(inputs.predictions, {term: target[:1] for term, target in inputs.targets.items()})
 

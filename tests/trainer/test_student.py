@@ -44,16 +44,16 @@ def test_block_outputs_are_what_each_block_returns_before_the_final_norm(student
     for block in student.vit.layers:
         block.register_forward_hook(lambda module, inputs, output: returned.append(output))
     features = student_features(student, pixels)
-    assert len(features.block_outputs) == len(returned) == 3
-    for block_output, expected in zip(features.block_outputs, returned, strict=True):
+    assert len(features.blocks) == len(returned) == 3
+    for block_output, expected in zip(features.blocks, returned, strict=True):
         assert torch.equal(block_output, expected)
-    logits = student.classifier(student.vit.layernorm(features.block_outputs[-1])[:, 0])
+    logits = student.classifier(student.vit.layernorm(features.blocks[-1])[:, 0])
     torch.testing.assert_close(features.logits, logits)
 
 
 def test_gradients_pass_through_every_block_output(student, pixels):
     features = student_features(student, pixels)
-    for number, block_output in enumerate(features.block_outputs):
+    for number, block_output in enumerate(features.blocks):
         student.zero_grad()
         block_output[:, 0].square().sum().backward(retain_graph=True)
         reached = [any(p.grad is not None and p.grad.any() for p in block.parameters()) for block in student.vit.layers]
@@ -87,7 +87,7 @@ def test_the_paper_student_is_a_vit_b_16_with_197_tokens():
     block = 4 * (width**2 + width) + 2 * 4 * width**2 + 5 * width + 4 * width
     expected = 3 * 16**2 * width + width + width + 197 * width + 12 * block + 2 * width + 100 * width + 100
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
-    assert [tuple(block_output.shape) for block_output in features.block_outputs] == [(2, 197, 768)] * 12
+    assert [tuple(block_output.shape) for block_output in features.blocks] == [(2, 197, 768)] * 12
 
 
 def test_positions_ten_times_as_large_count_ten_times_as_much(student, pixels):

@@ -86,7 +86,12 @@ def test_the_paper_teacher_has_399_tokens_in_the_published_order():
         latents = {"shape": torch.empty(2, 256, 64), "audio": torch.empty(2, 4, 250, dtype=torch.int16)}
         output = teacher(torch.empty(2, 3, 224, 224), latents)
     assert teacher.sequence_length == 399
-    assert teacher.spans == {"image": slice(1, 197), "shape": slice(198, 298), "audio": slice(299, 399)}
+    assert teacher.spans == {
+        "cls": slice(0, 1),
+        "image": slice(1, 197),
+        "shape": slice(198, 298),
+        "audio": slice(299, 399),
+    }
     assert [tuple(block.shape) for block in output.block_outputs] == [(2, 399, 768)] * 12
     assert output.logits.shape == (2, 100)
 
@@ -130,7 +135,7 @@ def test_the_paper_teacher_has_as_many_parameters_as_its_description_says():
 def test_a_teacher_without_modalities_is_an_image_classifier():
     teacher = make_teacher(formats={})
     output = teacher(make_batch()[0], {})
-    assert teacher.spans == {"image": slice(1, 5)}
+    assert teacher.spans == {"cls": slice(0, 1), "image": slice(1, 5)}
     assert output.block_outputs[0].shape == (5, 5, 16)
 
 
@@ -401,7 +406,7 @@ def test_the_embedded_preset_is_the_same_teacher_with_other_settings():
     assert EMBEDDED.late_fusion
     assert EMBEDDED.standardise
     teacher = Teacher(EMBEDDED)
-    assert teacher.spans == {"image": slice(1, 17), "depth": slice(18, 34)}
+    assert teacher.spans == {"cls": slice(0, 1), "image": slice(1, 17), "depth": slice(18, 34)}
     assert float(teacher.positions.detach().std()) == pytest.approx(0.88, rel=0.1)  # a normal of 1, cut at 2
 
 

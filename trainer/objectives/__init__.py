@@ -9,8 +9,9 @@ from pydantic import model_validator
 from torch import Tensor
 
 from dla_cache.spec import StrictModel
+from trainer.features import LOGITS, Target
 from trainer.heads import MessyTerm
-from trainer.objectives.ce import CeConfig, cross_entropy
+from trainer.objectives.ce import PLAIN, Balance, CeConfig, MixedLabels, cross_entropy
 from trainer.objectives.kd import KdConfig, kd_loss
 from trainer.objectives.messy import MessyConfig, messy_loss
 
@@ -31,21 +32,23 @@ class ObjectiveInputs:
     """[B, K]."""
     labels: Tensor | None = None
     """int64 [B], or [B, K] where images have several; -1 where an image has none."""
-    teacher_logits: Tensor | None = None
-    """[B, K]."""
+    targets: Mapping[Target, Tensor] = field(default_factory=dict)
+    """What the student learns from says of the batch."""
     predictions: Mapping[MessyTerm, Tensor] = field(default_factory=dict)
     """[B, D] each, from the student's heads."""
-    targets: Mapping[MessyTerm, Tensor] = field(default_factory=dict)
-    """[B, D] each, pooled from the teacher's blocks."""
     is_multi_label: bool = False
     """Whether each class is a question of its own."""
+    balance: Balance = PLAIN
+    """How the cross entropy evens out classes."""
+    mixed: MixedLabels | None = None
+    """Whose labels count beside an image's own, where images are mixed."""
 
     def has(self, need: Need) -> bool:
         """Whether `need` is given."""
         given = {
             Need.LABELS: self.labels is not None,
-            Need.TEACHER_LOGITS: self.teacher_logits is not None,
-            Need.BLOCK_TARGETS: bool(self.targets),
+            Need.TEACHER_LOGITS: LOGITS in self.targets,
+            Need.BLOCK_TARGETS: bool(self.predictions),
         }
         return given[need]
 
@@ -61,14 +64,12 @@ class Objective:
 
 def _ce(config: CeConfig, inputs: ObjectiveInputs) -> Tensor | None:
     assert inputs.labels is not None
-    return cross_entropy(inputs.student_logits, inputs.labels)
+    return cross_entropy(inputs.student_logits, inputs.labels, inputs.balance, inputs.mixed)
 
 
 def _kd(config: KdConfig, inputs: ObjectiveInputs) -> Tensor:
-    assert inputs.teacher_logits is not None
-    return kd_loss(
-        inputs.student_logits, inputs.teacher_logits, config.temperature, is_multi_label=inputs.is_multi_label
-    )
+    teacher_logits = inputs.targets[LOGITS]
+    return kd_loss(inputs.student_logits, teacher_logits, config.temperature, is_multi_label=inputs.is_multi_label)
 
 
 def _messy(config: MessyConfig, inputs: ObjectiveInputs) -> Tensor:

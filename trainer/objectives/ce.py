@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from dla_cache.errors import SpecError
 from dla_cache.spec import StrictModel
-from trainer.objectives.precision import at_least_float32
+from trainer.precision import at_least_float32
 
 EFFECTIVE_BETA = 0.9999
 """Of the effective number of images, as Cui et al. set it for large data sets."""
@@ -102,8 +102,7 @@ def balance_of(config: LabelConfig, class_counts: Sequence[int], n_images: int, 
         )
     if config.logit_adjustment and config.label_smoothing and 0 in class_counts:
         raise SpecError(
-            "`ce.label_smoothing` gives a share to classes without an image, which `ce.logit_adjustment`"
-            " takes out",
+            "`ce.label_smoothing` gives a share to classes without an image, which `ce.logit_adjustment` takes out",
             hint="set one of them to 0",
         )
     counts = torch.tensor(class_counts, dtype=torch.float64)

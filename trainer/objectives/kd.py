@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dla_cache.spec import StrictModel
-from trainer.objectives.precision import at_least_float32
+from trainer.precision import at_least_float32
 
 
 class KdConfig(StrictModel):
