@@ -47,7 +47,8 @@ def rand_augment(image: Image.Image, drawn: RandAugments, place: int) -> Image.I
 def operate(image: Image.Image, operation: str, magnitude: float, *, is_negated: bool = False) -> Image.Image:
     """One of `RAND_AUGMENT_OPERATIONS` on an RGB image, of a magnitude from 0 to 10.
 
-    Every operation but the first three grows with the magnitude, and the signed ones change nothing at 0.
+    Every operation but the first three grows with the magnitude, and all others but `posterize` change nothing at 0.
+    `posterize` leaves 4 bits there and 1 at 10, where timm leaves none: a black image.
 
     Source: `_RAND_INCREASING_TRANSFORMS` and `LEVEL_TO_ARG` of timm's `auto_augment.py`.
     """
@@ -98,7 +99,7 @@ OPERATIONS: dict[str, Callable[[Image.Image, float, float], Image.Image]] = {
     "equalize": lambda image, level, signed: ImageOps.equalize(image),
     "invert": lambda image, level, signed: ImageOps.invert(image),
     "rotate": lambda image, level, signed: image.rotate(30 * signed, Image.Resampling.BICUBIC, fillcolor=FILL),
-    "posterize": lambda image, level, signed: ImageOps.posterize(image, 4 - math.floor(4 * level)),
+    "posterize": lambda image, level, signed: ImageOps.posterize(image, max(1, 4 - math.floor(4 * level))),
     "solarize": lambda image, level, signed: ImageOps.solarize(image, 256 - math.floor(256 * level)),
     "solarize_add": lambda image, level, signed: _with_added(image, math.floor(110 * level)),
     "colour": _by_level(ImageEnhance.Color),

@@ -97,7 +97,7 @@ def balance_of(config: LabelConfig, class_counts: Sequence[int], n_images: int, 
     asked += ["class_weights"] if config.class_weights == "effective" else []
     if is_multi_label and asked:
         raise SpecError(
-            f"`labels.{asked[0]}` is of images with one class, and images of this store may have several",
+            f"`ce.{asked[0]}` is of images with one class, and images of this store may have several",
             hint="`ce: {class_weights: balanced}` is there for them",
         )
     if config.logit_adjustment and config.label_smoothing and 0 in class_counts:
