@@ -30,11 +30,10 @@ def view_images(images: Sequence[NDArray[np.uint8]], views: Views, size: int) ->
     places_of: dict[tuple[int, ...], list[int]] = {}
     for place, pixels in enumerate(images):
         places_of.setdefault(pixels.shape, []).append(place)
-    shown = torch.empty(len(images), 3, size, size)
+    shown = np.empty((len(images), 3, size, size), np.float32)
     for places in places_of.values():
-        pixels_BCHW = torch.from_numpy(np.stack([images[place] for place in places]))
-        shown[places] = apply_views(pixels_BCHW, views.of(places), size)
-    return shown
+        shown[places] = crop_and_resize(np.stack([images[place] for place in places]), views.of(places), size)
+    return torch.from_numpy(_changed(shown, views))
 
 
 def apply_views(pixels: Tensor, views: Views, size: int) -> Tensor:
@@ -47,7 +46,7 @@ def apply_views(pixels: Tensor, views: Views, size: int) -> Tensor:
     Returns:
         [B, 3, size, size] float32, in the units of `pixels`.
     """
-    return _changed(crop_and_resize(pixels, views, size), views)
+    return torch.from_numpy(_changed(crop_and_resize(pixels.numpy(), views, size), views))
 
 
 def erase(pixels: Tensor, erasings: Erasings | None) -> Tensor:
@@ -71,17 +70,17 @@ def _in_pixels(start: float, extent: float, size: int) -> tuple[int, int]:
     return min(size - n_pixels, round(start * size)), n_pixels
 
 
-def _changed(shown: Tensor, views: Views) -> Tensor:
+def _changed(shown: NDArray[np.float32], views: Views) -> NDArray[np.float32]:
     """Views [B, 3, S, S] with their colours and operations, computed on 8 bits."""
     if views.colours is None and views.rand_augments is None:
         return shown
-    rounded_BSSC = shown.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    changed = np.empty_like(rounded_BSSC)
+    rounded_BSSC = np.clip(np.rint(shown), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    changed = np.empty_like(shown)
     for place, rounded in enumerate(rounded_BSSC):
-        image = Image.fromarray(rounded)
+        image = Image.fromarray(np.ascontiguousarray(rounded))
         if views.colours is not None:
             image = recolour(image, views.colours, place)
         if views.rand_augments is not None:
             image = rand_augment(image, views.rand_augments, place)
-        changed[place] = np.asarray(image)
-    return torch.from_numpy(changed).permute(0, 3, 1, 2).float().contiguous()
+        changed[place] = np.asarray(image).transpose(2, 0, 1)
+    return changed

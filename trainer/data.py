@@ -17,6 +17,7 @@ from dla_cache.decoded import Decode
 from dla_cache.images import Pixels, centre_square, decode_image, shrink
 from dla_cache.pairs import PairBatch, PairStream
 from dla_cache.store import LatentStore
+from trainer.ahead import made_ahead
 from trainer.augment import erase, view_images
 from trainer.latent_views import check_mirroring, mirror_latents
 from trainer.mixing import MixingConfig, check_pairs, mix_pairs
@@ -56,9 +57,15 @@ class PixelScale:
     std: tuple[float, float, float]
 
     def apply(self, pixels: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W] in [0, 255] to float32, normalised."""
-        mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (self.mean, self.std))
-        return (pixels.float() - mean) / std
+        """Pixels [B, 3, H, W] in [0, 255], on the CPU, to float32, normalised."""
+        # NumPy, in one thread: torch would take the threads of the step that runs beside.
+        mean, std = (
+            np.array(values, np.float32).reshape(3, 1, 1) * np.float32(255) for values in (self.mean, self.std)
+        )
+        normalised = pixels.numpy().astype(np.float32)
+        normalised -= mean
+        normalised /= std
+        return torch.from_numpy(normalised)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +124,7 @@ class PairSource:
         """Endless shuffled batches from a step on, the roles' images one after another in each.
 
         Where a store holds several draws of a latent, an image has another one each epoch, until it has had all.
+        Batches are made ahead, so that a step waits for none that takes no longer than itself.
         """
         if self.mixing is not None:
             check_pairs(roles[0].batch_size)
@@ -132,7 +140,7 @@ class PairSource:
                 for iterator in iterators:
                     iterator.close()
 
-        return batches
+        return lambda step: made_ahead(batches(step))
 
     def evaluation(self, role: Role, modalities: Sequence[str]) -> Callable[[], Iterator[Batch]]:
         """Each image once, in row order, its centre square as its view, the first draw of its latents.
@@ -190,7 +198,7 @@ class PairSource:
         views = [self._views(part) for part in parts]
         parts = [self._mirrored(part, seen) for part, seen in zip(parts, views, strict=True)]
         batch = self._batch(
-            parts, torch.cat([self._shown(part, seen) for part, seen in zip(parts, views, strict=True)])
+            parts, _side_by_side([self._shown(part, seen) for part, seen in zip(parts, views, strict=True)])
         )
         if self.mixing is None:
             return batch
@@ -236,6 +244,10 @@ class PairSource:
             },
             labels=torch.cat([part.labels for part in parts]).to(self.device),
         )
+
+
+def _side_by_side(pixels: Sequence[Tensor]) -> Tensor:
+    return pixels[0] if len(pixels) == 1 else torch.from_numpy(np.concatenate([one.numpy() for one in pixels]))
 
 
 def _no_pixels(parts: Sequence[PairBatch]) -> Tensor:

@@ -2,6 +2,7 @@
 
 A matrix product would be shorter, but is several times slower from 200 pixels on, and libraries sum it in an order of
 their own. Here every value is a sum of products in one order, by operations that IEEE 754 fixes.
+NumPy and not torch: it runs beside a training step, and torch would start as many threads for it as for the step.
 
 Dimensions: B images, H and W their sides, S the side of the result, T taps: pixels that a value is read from.
 """
@@ -9,38 +10,40 @@ Dimensions: B images, H and W their sides, S the side of the result, T taps: pix
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from trainer.views import Views
+
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 PIXELS_AT_A_TIME = 2**16
 """Of all images that are worked on at once: more leave the processor's cache, fewer wait for Python."""
 
 
-def crop_and_resize(pixels: Tensor, views: Views, size: int) -> Tensor:
+def crop_and_resize(pixels: Pixels, views: Views, size: int) -> NDArray[np.float32]:
     """The box of each view as a square, mirrored where the view is. The whole image at its own size is exact.
 
     Args:
-        pixels: [B, 3, H, W], uint8 or float.
+        pixels: [B, 3, H, W].
 
     Returns:
-        [B, 3, size, size] float32, in the units of `pixels`.
+        [B, 3, size, size], in the units of `pixels`.
     """
     n_images, n_channels, height, width = pixels.shape
-    shown = torch.empty(n_images, n_channels, size, size, device=pixels.device)
+    shown = np.empty((n_images, n_channels, size, size), np.float32)
     step = max(1, PIXELS_AT_A_TIME // (height * width))
     for start in range(0, n_images, step):
         chosen = slice(start, start + step)
         rows = find_taps(views.top[chosen], views.height[chosen], height, size)
         columns = find_taps(views.left[chosen], views.width[chosen], width, size).mirrored(views.flip[chosen])
-        seen_BCHW = pixels[chosen, :, slice(*rows.span), slice(*columns.span)].float()
+        seen_BCHW = pixels[chosen, :, slice(*rows.span), slice(*columns.span)]
         n_seen, _, seen_height, seen_width = seen_BCHW.shape
-        lines_BHx = seen_BCHW.transpose(1, 2).reshape(n_seen, seen_height, n_channels * seen_width)
-        lines_BxW = rows.read(lines_BHx).view(n_seen, size * n_channels, seen_width)
-        lines_BSx = columns.read(lines_BxW.transpose(1, 2).contiguous())
-        shown[chosen] = lines_BSx.view(n_seen, size, size, n_channels).permute(0, 3, 2, 1)
+        lines_BHCW = np.empty((n_seen, seen_height, n_channels, seen_width), np.float32)
+        lines_BHCW[...] = seen_BCHW.transpose(0, 2, 1, 3)
+        lines_BSCW = rows.read(lines_BHCW.reshape(n_seen, seen_height, -1))
+        lines_BWSC = np.ascontiguousarray(lines_BSCW.reshape(n_seen, -1, seen_width).transpose(0, 2, 1))
+        read_BSSC = columns.read(lines_BWSC).reshape(n_seen, size, size, n_channels)
+        shown[chosen] = read_BSSC.transpose(0, 3, 2, 1)
     return shown
 
 
@@ -66,18 +69,22 @@ class Taps:
             np.where(turned, self.weights[..., ::-1], self.weights),
         )
 
-    def read(self, lines: Tensor) -> Tensor:
+    def read(self, lines: NDArray[np.float32]) -> NDArray[np.float32]:
         """The S results [B, S, x] of lines [B, n, x] that begin with the first of `span`."""
         n_images, n_lines, n_values = lines.shape
         offsets = np.arange(n_images)[:, None] * n_lines - self.span[0]
-        places = torch.from_numpy((self.places + offsets).reshape(len(self.places), -1)).to(lines.device)
-        weights = torch.from_numpy(self.weights.astype(np.float32).reshape(*places.shape, 1)).to(lines.device)
+        places = (self.places + offsets).reshape(len(self.places), -1)
+        weights = self.weights.astype(np.float32).reshape(*places.shape, 1)
         flat = lines.reshape(-1, n_values)
-        # Product and sum apart: fused, they would round in another way on another processor.
-        total = flat.index_select(0, places[0]).mul_(weights[0])
+        total = flat[places[0]]
+        total *= weights[0]
+        read = np.empty_like(total)
         for place, weight in zip(places[1:], weights[1:], strict=True):
-            total.add_(flat.index_select(0, place).mul_(weight))
-        return total.view(n_images, -1, n_values)
+            # Product and sum apart: fused, they would round in another way on another processor.
+            np.take(flat, place, axis=0, out=read, mode="clip")  # which alone needs no copy of `out`
+            read *= weight
+            total += read
+        return total.reshape(n_images, -1, n_values)
 
 
 def find_taps(start: NDArray[np.float64], extent: NDArray[np.float64], n_lines: int, size: int) -> Taps:
