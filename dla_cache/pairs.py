@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from dla_cache.order import BlockShuffle, ShuffleQuality, measure_shuffle, order
 from dla_cache.store import LatentStore
 from dla_cache.store.layout import IMAGES
 from dla_cache.store.rows import StoredImage
+
+B = TypeVar("B")
 
 BATCHES_AHEAD = 4
 """Batches that wait, ready, while one is worked on; as many as there are threads if these are more."""
@@ -113,6 +115,7 @@ class PairStream:
         keep_decoded_bytes: int = 2**30,
         threads: int = 1,
         pin_memory: bool = False,
+        modalities_of: Callable[[int], Sequence[str]] | None = None,
     ) -> None:
         """
         Args:
@@ -131,6 +134,7 @@ class PairStream:
                 decoded once and not once an epoch; those that do not fit are decoded each time.
             threads: so many make batches ahead, each a batch at a time. They change nothing in the batches.
             pin_memory: hands out tensors in page-locked memory, from which a GPU copies while it computes.
+            modalities_of: which of the modalities the batches of an epoch have; None for all in every epoch.
 
         Raises:
             StoreError: if `batch_size`, `seed` or `threads` is too small, a split has no image, dropping the last
@@ -156,6 +160,7 @@ class PairStream:
             "keep_decoded_bytes": keep_decoded_bytes,
             "threads": threads,
             "pin_memory": pin_memory,
+            "modalities_of": modalities_of,
         }
         if batch_size < 1 or seed < 0 or threads < 1:
             raise StoreError(
@@ -170,6 +175,7 @@ class PairStream:
                 hint="leave out `pin_memory`; `dla doctor` shows the devices",
             )
         self.modalities = tuple(store.modalities if modalities is None else modalities)
+        self._modalities_of = modalities_of
         store.require_complete([*self.modalities, *([IMAGES] if images and image_root is None else [])])
         self._store = store
         self._rows = chosen_rows(store, splits, where, image_ids)
@@ -225,11 +231,11 @@ class PairStream:
         Closing the generator ends its threads.
         """
         numbers = count(start_batch, step) if stop is None else range(start_batch, stop, step)
-        return _ahead(numbers, self.batch, self._threads)
+        return made_ahead(numbers, self.batch, self._threads)
 
     def epoch_once(self, epoch: int = 0) -> Generator[PairBatch, None, None]:
         """The batches of one epoch; in row order without shuffling."""
-        return _ahead(range(epoch * len(self), (epoch + 1) * len(self)), self.batch, self._threads)
+        return made_ahead(range(epoch * len(self), (epoch + 1) * len(self)), self.batch, self._threads)
 
     def batch(self, number: int) -> PairBatch:
         """This rank's part of the batch of a number, counted over all epochs.
@@ -245,13 +251,14 @@ class PairStream:
             positions = self._order.positions(epoch, start + first, start + last)
         rows = self._rows[positions]
         pixels, images = self._images.take(positions) if self._images is not None else ((), ())
+        names = self.modalities if self._modalities_of is None else self._modalities_of(epoch)
         batch = PairBatch(
             image_ids=self._store.rows.ids_of(rows),
             rows=rows,
             pixels=pixels,
             images=images,
-            latents={name: torch.from_numpy(self._store.read(name, rows)) for name in self.modalities},
-            present={name: torch.from_numpy(self._store.present(name, rows)) for name in self.modalities},
+            latents={name: torch.from_numpy(self._store.read(name, rows)) for name in names},
+            present={name: torch.from_numpy(self._store.present(name, rows)) for name in names},
             labels=torch.from_numpy(label_array(self._store, rows)),
             epoch=epoch,
             number=number,
@@ -293,14 +300,14 @@ class PairStream:
         }
 
 
-def _ahead(numbers: Iterable[int], make: Callable[[int], PairBatch], threads: int) -> Generator[PairBatch, None, None]:
+def made_ahead(numbers: Iterable[int], make: Callable[[int], B], threads: int) -> Generator[B, None, None]:
     """What `make` makes of each number, in their order, made ahead by threads that end with the generator.
 
     The caller has one batch, which it may hold on to while it asks for the next; so many wait or are being made as
     `BATCHES_AHEAD` or `threads` says, and one is handed over: two more than the larger of both, and never another.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="pairs")
-    ahead: deque[Future[PairBatch]] = deque()
+    ahead: deque[Future[B]] = deque()
     try:
         for number in numbers:
             ahead.append(pool.submit(make, number))

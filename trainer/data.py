@@ -4,9 +4,12 @@ An unlabelled image carries the label -1 and takes part in distillation only.
 """
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
+from typing import Any, Protocol
 from zlib import crc32
 
 import numpy as np
@@ -15,10 +18,11 @@ from torch import Tensor
 
 from dla_cache.decoded import Decode
 from dla_cache.images import Pixels, centre_square, decode_image, shrink
-from dla_cache.pairs import PairBatch, PairStream
+from dla_cache.joined import JoinedStore
+from dla_cache.pairs import PairBatch, PairStream, made_ahead
 from dla_cache.store import LatentStore
-from trainer.ahead import made_ahead
 from trainer.augment import erase, view_images
+from trainer.features import Target
 from trainer.latent_views import check_mirroring, mirror_latents
 from trainer.mixing import MixingConfig, check_pairs, mix_pairs
 from trainer.objectives.ce import MixedLabels
@@ -27,7 +31,7 @@ from trainer.views import ViewConfig, Views, draw_views
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a task sees: joined by image ID, on the device of the model."""
+    """What a task sees, joined by image ID."""
 
     image_ids: tuple[str, ...]
     pixels: Tensor
@@ -36,7 +40,8 @@ class Batch:
     """Raw latents of the whole image, one draw of each: float32, or int64 codes."""
     labels: Tensor
     """int64 [B], -1 where there is none; of a multi-label store [B, K] of 0 and 1, or -1 all along."""
-
+    targets: dict[Target, Tensor] = field(default_factory=dict)
+    """What a frozen model once said of these very views, float32."""
     mixed: MixedLabels | None = None
     """Whose labels count beside an image's own, where images were mixed."""
 
@@ -47,6 +52,19 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def to(self, device: str) -> "Batch":
+        """The same on a device; itself if it is there."""
+        if self.pixels.device == torch.device(device):
+            return self
+        return replace(
+            self,
+            pixels=self.pixels.to(device),
+            latents={name: values.to(device) for name, values in self.latents.items()},
+            labels=self.labels.to(device),
+            targets={target: values.to(device) for target, values in self.targets.items()},
+            mixed=self.mixed.to(device) if self.mixed is not None else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +96,23 @@ class Role:
     """Whether its labels, if the store has any, count as absent."""
 
 
+class ViewTargets(Protocol):
+    """Stored targets of some images' views."""
+
+    @property
+    def store(self) -> LatentStore:
+        """Where they lie."""
+
+    def series(self, view: int) -> tuple[str, ...]:
+        """The modalities of the store that a view's targets lie in."""
+
+    def all_series(self) -> tuple[str, ...]:
+        """Those of all views."""
+
+    def unpack(self, latents: Mapping[str, Tensor], view: int) -> dict[Target, Tensor]:
+        """The targets [B, ...] of a view, float32, from what was read of its series."""
+
+
 class PairSource:
     """Batches of a store for one run: same seed, same batches, whatever was asked for before."""
 
@@ -93,12 +128,20 @@ class PairSource:
         seed: int,
         device: str,
         sees_images: bool = True,
+        latents_follow_views: bool = True,
+        targets: ViewTargets | None = None,
         mixing: MixingConfig | None = None,
+        threads: int = 1,
+        keep_decoded_bytes: int = 2**30,
     ) -> None:
         """
         Args:
             sees_images: False for a probe, which is then spared from reading and decoding them.
+            latents_follow_views: False for latents that a probe reads, which has never seen one mirrored.
+            targets: what training batches bring along of the view that they show.
             mixing: of the images whose labels are learned; `refuse_mixing` says when it is wrong.
+            threads: that read and decode; they change nothing in the batches.
+            keep_decoded_bytes: of decoded images that are kept in memory for the next epoch.
 
         Raises:
             SpecError: if views are mirrored and a latent cannot be.
@@ -112,35 +155,38 @@ class PairSource:
         self.seed = seed
         self.device = device
         self.sees_images = sees_images
-        self.view_seed = seed if view.seed is None else view.seed
+        self.targets = targets
         self.mixing = mixing
+        self.view_seed = seed if view.seed is None else view.seed
+        self.threads = threads
+        self.keep_decoded_bytes = keep_decoded_bytes
         formats = {name: store.recipe(name).format for name in store.modalities}
         self.n_draws = {name: (one.n_draws, one.of_one_draw == one) for name, one in formats.items()}
         self.formats = {name: formats[name].of_one_draw for name in self.modalities if name in formats}
-        if view.horizontal_flip and sees_images:
+        self.mirrors_latents = view.horizontal_flip and sees_images and latents_follow_views
+        if self.mirrors_latents:
             check_mirroring(self.formats)
 
     def training(self, roles: Sequence[Role]) -> Callable[[int], Generator[Batch, None, None]]:
         """Endless shuffled batches from a step on, the roles' images one after another in each.
 
         Where a store holds several draws of a latent, an image has another one each epoch, until it has had all.
-        Batches are made ahead, so that a step waits for none that takes no longer than itself.
         """
         if self.mixing is not None:
             check_pairs(roles[0].batch_size)
-        decode = self._decode_for_crops if self.view.is_cropped else self._decode_for_centres
-        streams = [self._stream(role, self.modalities, decode, shuffle=True, drop_last=True) for role in roles]
+        streams = [self._training_stream(role, self._decode_for_views) for role in roles]
+
+        def make(number: int) -> Batch:
+            parts = zip(roles, streams, strict=True)
+            return self._joined([seen_by(role, stream.batch(number)) for role, stream in parts])
 
         def batches(step: int) -> Generator[Batch, None, None]:
-            iterators = [stream.batches(step) for stream in streams]
-            try:
-                for parts in zip(*iterators, strict=True):
-                    yield self._joined([seen_by(role, part) for role, part in zip(roles, parts, strict=True)])
-            finally:
-                for iterator in iterators:
-                    iterator.close()
+            # Views are made by the threads that read, so that a step waits for nothing but a slow machine.
+            with closing(made_ahead(count(step), make, self.threads)) as ahead:
+                for batch in ahead:
+                    yield batch.to(self.device)
 
-        return lambda step: made_ahead(batches(step))
+        return batches
 
     def evaluation(self, role: Role, modalities: Sequence[str]) -> Callable[[], Iterator[Batch]]:
         """Each image once, in row order, its centre square as its view, the first draw of its latents.
@@ -152,15 +198,50 @@ class PairSource:
         def batches() -> Iterator[Batch]:
             for pairs in stream.epoch_once():
                 seen = self._with_one_draw(pairs, [0] * len(pairs.image_ids))
-                yield self._batch([seen], self._centres(pairs) if self.sees_images else _no_pixels([pairs]))
+                batch = self._batch(seen, self._centres(pairs) if self.sees_images else _no_pixels(pairs))
+                yield batch.to(self.device)
 
         return batches
 
+    def in_order(self, splits: Sequence[str], batch_size: int) -> PairStream:
+        """The images of some splits in row order, to be `shown` in views of any number."""
+        role = Role(tuple(splits), batch_size)
+        return self._stream(role, self.modalities, self._decode_for_views, shuffle=False, drop_last=False)
+
+    @property
+    def _decode_for_views(self) -> Decode:
+        return self._decode_for_crops if self.view.is_cropped else self._decode_for_centres
+
+    def _training_stream(self, role: Role, decode: Decode) -> PairStream:
+        if self.targets is None:
+            return self._stream(role, self.modalities, decode, shuffle=True, drop_last=True)
+        targets = self.targets
+        return self._stream(
+            role,
+            (*self.modalities, *targets.all_series()),
+            decode,
+            shuffle=True,
+            drop_last=True,
+            store=JoinedStore([self.store, targets.store], missing="skip"),
+            modalities_of=lambda epoch: (*self.modalities, *targets.series(self._view_in(epoch))),
+        )
+
+    def _view_in(self, epoch: int) -> int:
+        return self.view.number_in(epoch, self.seed)
+
     def _stream(
-        self, role: Role, modalities: Sequence[str], decode: Decode, *, shuffle: bool, drop_last: bool
+        self,
+        role: Role,
+        modalities: Sequence[str],
+        decode: Decode,
+        *,
+        shuffle: bool,
+        drop_last: bool,
+        store: JoinedStore | None = None,
+        modalities_of: Callable[[int], Sequence[str]] | None = None,
     ) -> PairStream:
         return PairStream(
-            self.store,
+            store or self.store,
             self.images,
             role.splits,
             role.batch_size,
@@ -170,6 +251,9 @@ class PairSource:
             modalities=modalities,
             shuffle=shuffle,
             drop_last=drop_last,
+            modalities_of=modalities_of,
+            threads=self.threads,
+            keep_decoded_bytes=self.keep_decoded_bytes,
         )
 
     def _decode_centre(self, data: bytes, image_id: str) -> Pixels:
@@ -187,25 +271,29 @@ class PairSource:
         return decode_image(data, image_id, min_side=side if self.view.scaled_decode else None)
 
     def _joined(self, parts: Sequence[PairBatch]) -> Batch:
-        parts = [
-            self._with_one_draw(
-                part, [crc32(image_id.encode()) + self.view.number_in(part.epoch) for image_id in part.image_ids]
-            )
-            for part in parts
-        ]
-        if not self.sees_images:
-            return self._batch(parts, _no_pixels(parts))
-        views = [self._views(part) for part in parts]
-        parts = [self._mirrored(part, seen) for part, seen in zip(parts, views, strict=True)]
-        batch = self._batch(
-            parts, _side_by_side([self._shown(part, seen) for part, seen in zip(parts, views, strict=True)])
-        )
+        shown = [self.shown(part, self._view_in(part.epoch)) for part in parts]
+        batch = shown[0] if len(shown) == 1 else _side_by_side(shown)
         if self.mixing is None:
             return batch
         # The labelled images come first.
-        number = self.view.number_in(parts[0].epoch)
-        pixels, mixed = mix_pairs(self.mixing, self.view_seed, number, parts[0].image_ids, batch.pixels, batch.labels)
+        number, labelled = self._view_in(parts[0].epoch), parts[0].image_ids
+        pixels, mixed = mix_pairs(self.mixing, self.view_seed, number, labelled, batch.pixels, batch.labels)
         return replace(batch, pixels=pixels, mixed=mixed)
+
+    def shown(self, part: PairBatch, view: int) -> Batch:
+        """Images in their view of a number, with the draw of their latents that goes with it; on the CPU."""
+        latents = {name: part.latents[name] for name in self.modalities}
+        seen = self._with_one_draw(
+            replace(part, latents=latents), [crc32(image_id.encode()) + view for image_id in part.image_ids]
+        )
+        if self.sees_images:
+            views = self._views(part, view)
+            batch = self._batch(self._mirrored(seen, views), self._viewed(part, views))
+        else:
+            batch = self._batch(seen, _no_pixels(part))
+        if self.targets is None:
+            return batch
+        return replace(batch, targets=self.targets.unpack(part.latents, view))
 
     def _with_one_draw(self, part: PairBatch, turns: Sequence[int]) -> PairBatch:
         """The batch with one draw of each latent: number `turn` of an image, counted round and round."""
@@ -219,39 +307,51 @@ class PairSource:
     def _centres(self, part: PairBatch) -> Tensor:
         return self.pixel_scale.apply(torch.from_numpy(np.stack(part.pixels)))
 
-    def _views(self, part: PairBatch) -> Views:
+    def _views(self, part: PairBatch, number: int) -> Views:
         aspects = np.array([pixels.shape[2] / pixels.shape[1] for pixels in part.pixels])
-        return draw_views(self.view_seed, part.image_ids, self.view.number_in(part.epoch), self.view, aspects)
+        return draw_views(self.view_seed, part.image_ids, number, self.view, aspects)
 
-    def _shown(self, part: PairBatch, views: Views) -> Tensor:
+    def _viewed(self, part: PairBatch, views: Views) -> Tensor:
         return erase(self.pixel_scale.apply(view_images(part.pixels, views, self.image_size)), views.erasings)
 
     def _mirrored(self, part: PairBatch, views: Views) -> PairBatch:
         """The batch with the latents of its mirrored images mirrored."""
+        if not self.mirrors_latents:
+            return part
         latents = {
             name: mirror_latents(values, self.formats[name], views.flip) for name, values in part.latents.items()
         }
         return replace(part, latents=latents)
 
-    def _batch(self, parts: Sequence[PairBatch], pixels: Tensor) -> Batch:
-        latents = {name: torch.cat([part.latents[name] for part in parts]) for name in parts[0].latents}
+    def _batch(self, part: PairBatch, pixels: Tensor) -> Batch:
         return Batch(
-            image_ids=tuple(image_id for part in parts for image_id in part.image_ids),
-            pixels=pixels.to(self.device),
+            image_ids=part.image_ids,
+            pixels=pixels,
             latents={
-                name: (values.float() if values.is_floating_point() else values.long()).to(self.device)
-                for name, values in latents.items()
+                name: values.float() if values.is_floating_point() else values.long()
+                for name, values in part.latents.items()
             },
-            labels=torch.cat([part.labels for part in parts]).to(self.device),
+            labels=part.labels,
         )
 
 
-def _side_by_side(pixels: Sequence[Tensor]) -> Tensor:
-    return pixels[0] if len(pixels) == 1 else torch.from_numpy(np.concatenate([one.numpy() for one in pixels]))
+def _no_pixels(part: PairBatch) -> Tensor:
+    return torch.empty(len(part.image_ids), 0)
 
 
-def _no_pixels(parts: Sequence[PairBatch]) -> Tensor:
-    return torch.empty(sum(len(part.image_ids) for part in parts), 0)
+def _side_by_side(parts: Sequence[Batch]) -> Batch:
+    """The images of all parts as one batch."""
+
+    def whole(name: str) -> dict[Any, Tensor]:
+        return {key: torch.cat([getattr(part, name)[key] for part in parts]) for key in getattr(parts[0], name)}
+
+    return Batch(
+        image_ids=tuple(image_id for part in parts for image_id in part.image_ids),
+        pixels=torch.from_numpy(np.concatenate([part.pixels.numpy() for part in parts])),
+        latents=whole("latents"),
+        labels=torch.cat([part.labels for part in parts]),
+        targets=whole("targets"),
+    )
 
 
 def seen_by(role: Role, part: PairBatch) -> PairBatch:

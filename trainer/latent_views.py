@@ -12,6 +12,7 @@ paper's does. Only a mirrored view changes them:
 | `features` | `channel` alone: pooled | unchanged: of the whole image |
 | `audio`, `shape`, `caption` | without a `width` | unchanged: of the whole image |
 
+A probe sees no view, so what it reads is never turned, also where a student learns from it.
 A latent that was turned is not to the bit the latent of the turned image: its generator drew other noise for it.
 
 Dimensions: B images.

@@ -76,7 +76,7 @@ class Taps:
         places = (self.places + offsets).reshape(len(self.places), -1)
         weights = self.weights.astype(np.float32).reshape(*places.shape, 1)
         flat = lines.reshape(-1, n_values)
-        total = flat[places[0]]
+        total: NDArray[np.float32] = flat[places[0]]
         total *= weights[0]
         read = np.empty_like(total)
         for place, weight in zip(places[1:], weights[1:], strict=True):
@@ -84,7 +84,8 @@ class Taps:
             np.take(flat, place, axis=0, out=read, mode="clip")  # which alone needs no copy of `out`
             read *= weight
             total += read
-        return total.reshape(n_images, -1, n_values)
+        read_BSx: NDArray[np.float32] = total.reshape(n_images, -1, n_values)
+        return read_BSx
 
 
 def find_taps(start: NDArray[np.float64], extent: NDArray[np.float64], n_lines: int, size: int) -> Taps:

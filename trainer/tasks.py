@@ -14,12 +14,12 @@ from transformers import ViTForImageClassification
 
 from trainer.config import SelfTraining
 from trainer.data import Batch
-from trainer.features import LOGITS, Features, Target
+from trainer.features import Features, Target
 from trainer.heads import MessyHeads
 from trainer.objectives import Need, ObjectiveConfig, ObjectiveInputs, weighted_terms
 from trainer.objectives.ce import PLAIN, Balance, cross_entropy, has_label
 from trainer.objectives.kd import yes_and_no
-from trainer.objectives.messy import messy_terms
+from trainer.objectives.messy import messy_targets, messy_terms
 from trainer.probe import LatentProbe
 from trainer.reference import Reference
 from trainer.student import STUDENT_SPANS, student_features, student_position_to_content, student_widths
@@ -223,9 +223,9 @@ class StudentTask:
     @property
     def wanted(self) -> tuple[Target, ...]:
         """What the objective must be told of each batch by what the student learns from."""
-        logits = (LOGITS,) if Need.TEACHER_LOGITS in self.objective.needs else ()
-        heads = self.heads.terms if self.heads is not None else ()
-        return (*logits, *dict.fromkeys(term.target for term in heads))
+        if self.reference is None:
+            return ()
+        return self.objective.targets(self.reference.block_names, self.reference.spans)
 
     def features(self, batch: Batch) -> Features:
         return student_features(self.student, batch.pixels)
@@ -261,6 +261,7 @@ def build_heads(widths: Mapping[str, int], objective: ObjectiveConfig, reference
         SpecError: if there is no latent to predict, or a layer is not there.
     """
     assert objective.messy is not None
-    terms = messy_terms(objective.messy, tuple(widths), reference.block_names, reference.spans)
-    targets = {term.target: reference.width(term.target.block) for term in terms}
-    return MessyHeads(terms, list(widths.values()), targets, hidden=objective.messy.hidden)
+    targets = messy_targets(objective.messy, reference.block_names, reference.spans)
+    terms = messy_terms(objective.messy, tuple(widths), targets)
+    target_widths = {term.target: reference.width(term.target.block) for term in terms}
+    return MessyHeads(terms, list(widths.values()), target_widths, hidden=objective.messy.hidden)

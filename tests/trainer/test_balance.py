@@ -8,9 +8,12 @@ from torch.nn import functional
 
 from dla_cache.errors import SpecError
 from dla_cache.manifest import write_manifest
+from dla_cache.store import open_store
+from trainer.data import PairSource, PixelScale, Role
 from trainer.objectives.ce import LabelConfig, MixedLabels, balance_of, cross_entropy
 from trainer.run import load_run, train_run
 from trainer.run_folder import read_facts
+from trainer.views import ViewConfig
 
 COUNTS = (90, 9, 1)
 LOGITS = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
@@ -145,3 +148,14 @@ def test_every_kind_of_run_learns_labels_as_its_config_says_also_when_it_is_load
     assert run.task.balance.label_smoothing == 0.1
     expected = [sum(counts) / (len(counts) * count) for count in counts]
     torch.testing.assert_close(run.task.balance.weights, torch.tensor(expected).double())
+
+    scale = PixelScale((0.5,) * 3, (0.5,) * 3)
+    sees = {"image_size": 8, "pixel_scale": scale, "modalities": ("depth",), "view": ViewConfig(), "device": "cpu"}
+    pairs = PairSource(open_store(tiny.store), tiny.images, seed=0, **sees)
+    batch = next(pairs.evaluation(Role(("validation",), 4), ("depth",))())
+    answers = list(run.task.branch_logits(batch).values())
+    trained = answers[1:] or answers  # a teacher's answer is the mean of its branches
+    weight = 0.25 if kind == "student" else 1
+    losses = [weight * cross_entropy(answer, batch.labels, run.task.balance) for answer in trained]
+    torch.testing.assert_close(torch.stack(list(run.task.losses(batch).terms.values())), torch.stack(losses))
+    assert not torch.allclose(losses[0], weight * cross_entropy(trained[0], batch.labels))

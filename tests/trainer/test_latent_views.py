@@ -80,10 +80,10 @@ def test_every_kind_has_a_rule_for_a_map_and_for_tokens():
     }
     refused = {kind for kind, rule in rules.items() if rule == [False, False]}
     whole = {kind for kind, rule in rules.items() if rule == [True, True]}
-    assert (refused, whole) == ({"normals", "motion"}, {"audio", "shape", "caption"})
+    assert (refused, whole) == ({"normals", "motion"}, {"audio", "shape", "caption", "target"})
 
 
-def source(tiny, *, flip, crop=1.0):
+def source(tiny, *, flip, crop=1.0, **fields):
     return PairSource(
         open_store(tiny.store),
         tiny.images,
@@ -93,6 +93,7 @@ def source(tiny, *, flip, crop=1.0):
         view=ViewConfig(horizontal_flip=flip, scale_min=crop),
         seed=0,
         device="cpu",
+        **fields,
     )
 
 
@@ -112,6 +113,15 @@ def test_in_a_batch_pixels_and_latents_are_mirrored_together_and_a_crop_leaves_l
     (evaluated,) = source(tiny, flip=True).evaluation(role[0], ["depth"])()
     (whole,) = source(tiny, flip=False).evaluation(role[0], ["depth"])()
     assert torch.equal(evaluated.latents["depth"], whole.latents["depth"])
+
+
+def test_a_probe_that_is_learned_from_reads_latents_as_it_was_trained_on_them(tiny):
+    role = [Role(("transfer",), 8)]
+    plain, flipped = (
+        next(source(tiny, flip=flip, latents_follow_views=False).training(role)(0)) for flip in (False, True)
+    )
+    assert not torch.equal(plain.pixels, flipped.pixels)
+    assert torch.equal(plain.latents["depth"], flipped.latents["depth"])
 
 
 def test_a_run_that_would_mirror_what_cannot_be_is_refused_before_anything_is_written(tiny, tmp_path, monkeypatch):

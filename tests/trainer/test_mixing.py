@@ -8,7 +8,7 @@ from dla_cache.store import open_store
 from trainer.data import PairSource, PixelScale, Role
 from trainer.mixing import MixingConfig, mix_pairs, refuse_mixing
 from trainer.objectives.ce import MixedLabels, cross_entropy
-from trainer.run import train_run
+from trainer.run import load_run, train_run
 from trainer.views import ViewConfig
 
 SIZE = 16
@@ -41,6 +41,8 @@ def test_a_pair_is_mixed_the_same_in_any_batch_and_otherwise_in_another_view_see
     _, labels = mixed(MIXUP)
     for other in (mixed(MIXUP, draw=1), mixed(MIXUP, seed=1), mixed(MIXUP, IMAGE_IDS[::-1])):
         assert not set(labels.share.tolist()) & set(other[1].share.tolist())
+    apart = [mixed(MIXUP, [IMAGE_IDS[0], IMAGE_IDS[partner]])[1].share[0] for partner in (1, 2)]
+    assert apart[0] != apart[1]
 
 
 def test_pairs_are_mixed_as_often_and_in_as_many_ways_as_the_config_says():
@@ -99,6 +101,15 @@ def test_of_a_batch_the_labelled_images_are_mixed_and_the_transfer_images_are_no
     assert batch.mixed.share[2:].tolist() == [1, 1, 1]
     share = batch.mixed.share[0]
     torch.testing.assert_close(batch.pixels[0], share * plain.pixels[0] + (1 - share) * plain.pixels[1])
+
+
+def test_a_student_learns_the_labels_of_both_images(tiny, tmp_path):
+    train_run(tiny.run("student", tmp_path / "run"))
+    task, batch = load_run(tmp_path / "run").task, batch_of(tiny, MIXUP)
+    logits = task.branch_logits(batch)["student"]
+    expected = 0.25 * cross_entropy(logits, batch.labels, mixed=batch.mixed)
+    torch.testing.assert_close(task.losses(batch).terms["ce"], expected)
+    assert not torch.allclose(expected, 0.25 * cross_entropy(logits, batch.labels))
 
 
 MIXED = {"mixing": {}, "labelled_per_batch": 2}

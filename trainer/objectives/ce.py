@@ -75,6 +75,10 @@ class MixedLabels:
     share: Tensor
     """[B], of the image's own label; 1 where it is not mixed."""
 
+    def to(self, device: str) -> "MixedLabels":
+        """The same on a device."""
+        return MixedLabels(self.partner.to(device), self.share.to(device))
+
 
 PLAIN = Balance()
 

@@ -29,17 +29,11 @@ class MessyConfig(StrictModel):
     """Whether targets are layer-normed; raw ones weigh by the teacher's scale."""
 
 
-def messy_terms(
-    config: MessyConfig,
-    student_blocks: Sequence[str],
-    teacher_blocks: Sequence[str],
-    spans: Sequence[str],
-) -> tuple[MessyTerm, ...]:
-    """A term for each layer pair and each span that is predicted.
+def messy_targets(config: MessyConfig, teacher_blocks: Sequence[str], spans: Sequence[str]) -> list[list[Target]]:
+    """What is predicted: for each layer pair a target for each span.
 
     Args:
-        student_blocks: names of the student's blocks, in their order.
-        teacher_blocks: those of what it learns from.
+        teacher_blocks: names of the blocks of what the student learns from, in their order.
         spans: of what it learns from: `cls`, `image`, modalities.
 
     Raises:
@@ -59,13 +53,24 @@ def messy_terms(
             f"`messy.spans` names `{unknown[0]}`, the teacher has {', '.join(f'`{span}`' for span in spans) or 'none'}",
             hint="name one of those",
         )
+    blocks = [resolve_layer(teacher, teacher_blocks, "teacher") for _, teacher in config.layers]
+    return [[Target("pooled", span, block) for span in wanted] for block in blocks]
+
+
+def messy_terms(
+    config: MessyConfig, student_blocks: Sequence[str], targets: Sequence[Sequence[Target]]
+) -> tuple[MessyTerm, ...]:
+    """A term for each of the `messy_targets` of each layer pair.
+
+    Args:
+        student_blocks: names of the student's blocks, in their order.
+
+    Raises:
+        SpecError: if the student has no such layer.
+    """
+    blocks = [resolve_layer(student, student_blocks, "student") for student, _ in config.layers]
     return tuple(
-        MessyTerm(
-            resolve_layer(student, student_blocks, "student"),
-            Target("pooled", span, resolve_layer(teacher, teacher_blocks, "teacher")),
-        )
-        for student, teacher in config.layers
-        for span in wanted
+        MessyTerm(block, target) for block, of_layer in zip(blocks, targets, strict=True) for target in of_layer
     )
 
 
