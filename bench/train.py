@@ -181,7 +181,7 @@ def measure_rows(rounds: int, folder: Path, _out: Path) -> dict[str, Any]:
     facts = reference(weights="0" * 64)
     view = ViewConfig(count=1, seed=0)
     rows = RowTable(
-        [StoredImage(number, f"i{number}", f"{number}.png", None, "train", "00" * 32) for number in range(n_images)]
+        [StoredImage(number, f"i{number}", "00" * 32, "train", None, f"{number}.png") for number in range(n_images)]
     )
     recipes = {one.name: recipe_of(one, layout, facts, view, 0) for one in layout.series(0)}
     store = create_store(folder / "targets", rows, ["one", "two"], 1024, recipes)
