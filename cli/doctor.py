@@ -52,8 +52,10 @@ FOR_TARS = "reading tar stores with webdataset's own loader; dla does without"
 OPTIONAL: dict[str, Any] = {"is_required": False, "is_quick": False}
 
 PACKAGES = (
-    Package("torch", "torch", "2.4"),
+    Package("torch", "torch", "2.6"),
     Package("transformers", "transformers", "5.4", is_quick=False),
+    Package("accelerate", "accelerate", "1.10", is_quick=False),
+    Package("tensorboard", "tensorboard", "2.16"),
     Package("numpy", "numpy", "2.0"),
     Package("pillow", "PIL.Image", "11"),
     Package("simplejpeg", "simplejpeg", "1.7"),

@@ -10,8 +10,11 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from dla_cache.errors import SpecError
 from dla_cache.remote import is_remote
 from dla_cache.spec import StrictModel, parse_spec
+from trainer.mixing import MixingConfig
 from trainer.objectives import Need, ObjectiveConfig
+from trainer.objectives.ce import LabelConfig
 from trainer.presets import PRESETS
+from trainer.pretrained import folder_or_name, with_places
 from trainer.probe import ProbeConfig
 from trainer.schedule import LoopConfig
 from trainer.student import StudentConfig
@@ -110,9 +113,16 @@ class RunConfig(StrictModel):
     """Fields of ProbeConfig, TeacherConfig or StudentConfig that the store does not decide."""
     objective: ObjectiveConfig | None = None
     """Students only."""
+    ce: LabelConfig = LabelConfig()
+    """How labels are learned where some classes are rare, by a run of any kind; how much they weigh beside what a
+    student distils is `objective.ce.weight`."""
+    allow_empty_classes: bool = False
+    """Whether classes may have no image in the labelled role: they are never learned, only scored."""
     self_training: SelfTraining | None = None
     """Probes and teachers, with a transfer role."""
     view: ViewConfig = ViewConfig()
+    mixing: MixingConfig | None = None
+    """Mixup and CutMix of labelled images; only where nothing in the run reads latents or stored targets."""
     loop: LoopConfig = LoopConfig()
     epochs: Annotated[int, Field(gt=0)] | None = None
     """Instead of `loop.steps`: passes over the largest role, with one learning rate an epoch."""
@@ -221,7 +231,10 @@ def preset_of(value: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], 
 def placed(value: dict[str, Any], base: Path, where: str) -> dict[str, Any]:
     """A run with its paths taken from `base`."""
     places = {field: value[field] for field in PLACES if isinstance(value.get(field), str)}
-    return value | {field: _place_of(field, place, base, where) for field, place in places.items()}
+    placed = value | {field: _place_of(field, place, base, where) for field, place in places.items()}
+    if isinstance(placed.get("model"), Mapping):
+        placed["model"] = with_places(placed["model"], lambda place: folder_or_name(place, base))
+    return placed
 
 
 def _place_of(field: str, place: str, base: Path, where: str) -> str:

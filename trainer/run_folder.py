@@ -21,6 +21,7 @@ from dla_cache.spec import ORIGINAL_IMAGES, ImageRecipe, LatentFormat, StrictMod
 from dla_cache.store import LatentStore
 from trainer.checkpoint import start_again, write_atomically
 from trainer.config import PLACES, RUNTIME_FIELDS, RunConfig, resolve_run
+from trainer.pretrained import PretrainedFacts, with_places
 from trainer.schedule import RUNTIME_FIELDS as LOOP_RUNTIME_FIELDS
 from trainer.scores import Metric
 
@@ -33,6 +34,10 @@ class DataFacts(StrictModel):
     class_names: tuple[str, ...]
     is_multi_label: bool = False
     """Whether an image may have any number of the classes."""
+    class_counts: tuple[int, ...]
+    """Labelled images of each class."""
+    n_labelled: int
+    """Images of the labelled role."""
     recipes: dict[str, str]
     """Modality → recipe hash, for all of the store."""
     formats: dict[str, LatentFormat]
@@ -46,6 +51,8 @@ class DataFacts(StrictModel):
     """Of the weights it learns from."""
     targets_sha256: str | None = None
     """Content hash of the stored targets it learns from."""
+    pretrained: PretrainedFacts | None = None
+    """Of the weights that the model began with."""
     images: ImageRecipe = ORIGINAL_IMAGES
     """What it decodes: the files of the images, or smaller pictures that the store holds of them."""
 
@@ -150,8 +157,14 @@ def begin_folder(folder: Path, config: RunConfig, facts: DataFacts) -> None:
     places = {name: value for name in PLACES if (value := getattr(config, name)) is not None}
     relative = config.model_copy(
         update={name: os.path.relpath(place, folder) for name, place in places.items() if not is_remote(place)}
+        | {"model": with_places(config.model, lambda place: relative_place(place, folder))}
     )
     write_atomically(folder / "config.yaml", dump_config(relative).encode())
+
+
+def relative_place(place: str, folder: Path) -> str:
+    """Where pretrained weights lie as seen from `folder`; a repository's name as it stands."""
+    return os.path.relpath(place, folder) if os.path.isabs(place) else place
 
 
 def dump_config(config: StrictModel) -> str:
@@ -189,6 +202,11 @@ def check_same_run(folder: Path, config: RunConfig, begun: DataFacts, facts: Dat
             f"the run in `{folder}` was begun on other {' and other '.join(differing)} than `{config.store}` holds",
             hint="name the store it was begun on, or choose another output",
         )
+    if begun.pretrained != facts.pretrained:
+        raise CheckpointError(
+            f"the run in `{folder}` was begun with other pretrained weights than its `model` names now",
+            hint="name the weights it was begun with, or choose another output",
+        )
     if begun.teacher_sha256 != facts.teacher_sha256:
         raise CheckpointError(
             f"the run in `{folder}` was begun with another teacher than `{config.teacher or config.targets}` holds now",
@@ -203,7 +221,8 @@ def check_same_run(folder: Path, config: RunConfig, begun: DataFacts, facts: Dat
 
 def identity_of(config: RunConfig) -> dict[str, Any]:
     """What a run is: its config without where things lie and how they are computed."""
-    fields = config.model_dump(mode="json", exclude=set(RUNTIME_FIELDS))
+    placeless = config.model_copy(update={"model": with_places(config.model, lambda _: None)})
+    fields = placeless.model_dump(mode="json", exclude=set(RUNTIME_FIELDS))
     fields["loop"] = {name: value for name, value in fields["loop"].items() if name not in LOOP_RUNTIME_FIELDS}
     return fields
 

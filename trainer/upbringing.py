@@ -6,8 +6,10 @@ from pathlib import Path
 from dla_cache.errors import RecipeMismatchError, SpecError
 from dla_cache.spec import ORIGINAL_IMAGES
 from dla_cache.store import LatentStore
+from trainer.backbone import pretrained_backbone
 from trainer.config import RunConfig
 from trainer.reference import FrozenClassifier, Reference
+from trainer.roles import class_counts
 from trainer.run_folder import DataFacts, digest_of_rows
 from trainer.stored_targets import StoredTargets, open_targets, views_of_run
 from trainer.targets import ReferenceFacts
@@ -86,7 +88,7 @@ def data_facts(
 
     Raises:
         RecipeMismatchError: if the run learns from a model of other latents or other classes.
-        SpecError: if it asks for a modality that the store has not.
+        SpecError: if it asks for a modality that the store has not, or for weights that are not there.
     """
     wanted: tuple[str, ...] = ()
     if config.kind != "student":
@@ -101,9 +103,12 @@ def data_facts(
     # A probe sees no pixels, and its store may gain images.
     from_store = store.metadata.images if config.images is None and config.kind != "probe" else None
     taught = upbringing.facts
+    counts, n_labelled = class_counts(store, config.roles.labelled)
     facts = DataFacts(
         class_names=tuple(store.class_names),
         is_multi_label=store.rows.is_multi_label,
+        class_counts=counts,
+        n_labelled=n_labelled,
         recipes={name: recipe.hash for name, recipe in recipes.items()} | (taught.recipes if taught else {}),
         formats={name: recipes[name].format.of_one_draw for name in wanted},
         modalities=tuple(wanted),
@@ -111,6 +116,7 @@ def data_facts(
         latents_sha256=taught.latents_sha256 if taught else {name: store.content_hash([name]) for name in wanted},
         teacher_sha256=taught.weights_sha256 if taught else None,
         targets_sha256=upbringing.targets.content_hash() if upbringing.targets else None,
+        pretrained=pretrained_backbone(config.model),
         images=from_store or ORIGINAL_IMAGES,
     )
     if taught is not None:
