@@ -157,6 +157,7 @@ class Loop:
             self.metrics.cut_after(self.step)
         stream = TimedStream(batches(self.step))
         pace = Pace(stream)
+        self.task.module.train()  # here and after evaluations: to say it to every module at every step takes a while
         with contextlib.closing(stream):
             while self.step < self.config.steps:
                 if self.processes.agreed(should_stop()):
@@ -178,6 +179,7 @@ class Loop:
                     on_progress(Progress(*at, pace.waited, pace.steps_per_s, resumed_from))
                 if is_due:
                     self.evaluate(evaluate, norms, pace.spent(), resumed_from)
+                    self.task.module.train()
                     pace = Pace(stream)
                 elif self.config.checkpoint_steps and self.step % self.config.checkpoint_steps == 0:
                     self.save("last")
@@ -186,8 +188,6 @@ class Loop:
 
     def train_step(self, stream: Iterator[Any], *, watch_gradients: bool) -> dict[str, float]:
         """One update; each term's gradient norm when asked for."""
-        if not self.task.module.training:  # after an evaluation; to say it to each of its modules takes a while
-            self.task.module.train()
         rate = learning_rate_at(self.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_scale"]

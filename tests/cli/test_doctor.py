@@ -47,7 +47,7 @@ def test_where_all_is_well_it_says_so_and_ends_with_0(dla, tiny):
     assert ended.exit_code == 0, ended.stderr
     assert ended.stderr == ""
     assert ended.stdout.splitlines()[-1] == "dla works here"
-    for line in (r"torch +\d+\.\d+\S* +2\.4 +ok", r"processor +\d+ cores usable, torch takes \d+ threads"):
+    for line in (r"torch +\d+\.\d+\S* +2\.6 +ok", r"processor +\d+ cores usable, torch takes \d+ threads"):
         assert re.search(f"^{line}", ended.stdout, re.MULTILINE), line
     assert f"{tiny.store}: 24 images; depth 5/5 shards; whole" in ended.stdout
     assert f"are dla's own, in {ROOT}\n" in ended.stdout

@@ -185,3 +185,12 @@ def test_what_makes_batches_is_ended_with_the_loop_however_it_ends(tmp_path):
     assert ended == [0]
     loop.run(batches, lambda: {"selection": 0.0})
     assert ended == [0, 3]
+
+
+def test_every_module_trains_at_every_step_though_it_came_for_evaluation(tmp_path):
+    """As pretrained weights come."""
+    loop, seen = make_loop(tmp_path), []
+    loop.task.module[2].eval()
+    loop.task.module[2].register_forward_hook(lambda module, inputs, output: seen.append(module.training))
+    run_loop(loop)
+    assert seen == [True] * STEPS
