@@ -5,13 +5,17 @@ Dimensions: B images, D width, K classes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import ViTForImageClassification
+from transformers import PreTrainedModel
 
+from dla_cache.errors import SpecError
+from trainer.outline import Blocks, find_blocks, parameter_depths
+from trainer.classifiers import uses_batch_statistics
 from trainer.config import SelfTraining
 from trainer.data import Batch
 from trainer.features import LOGITS, Features, Target
@@ -19,10 +23,10 @@ from trainer.heads import MessyHeads
 from trainer.objectives import Need, ObjectiveConfig, ObjectiveInputs, weighted_terms
 from trainer.objectives.ce import cross_entropy, has_label
 from trainer.objectives.kd import yes_and_no
-from trainer.objectives.messy import messy_terms
+from trainer.objectives.messy import messy_terms, what_to_read
 from trainer.probe import LatentProbe
 from trainer.reference import Reference
-from trainer.student import STUDENT_SPANS, student_features, student_position_to_content, student_widths
+from trainer.student import student_features, student_position_to_content
 from trainer.teacher import Teacher
 
 
@@ -184,17 +188,16 @@ def classifier_losses(task: ProbeTask | TeacherTask, batch: Batch, self_training
 class StudentTask:
     """The image-only student, its throw-away heads, and what it learns from."""
 
-    def __init__(
-        self, student: ViTForImageClassification, objective: ObjectiveConfig, reference: Reference | None
-    ) -> None:
+    def __init__(self, student: PreTrainedModel, objective: ObjectiveConfig, reference: Reference | None) -> None:
         self.student = student
         self.objective = objective
         self.reference = reference
+        self.needs_two_images = uses_batch_statistics(student)
         self.heads: MessyHeads | None = None
         parts: dict[str, nn.Module] = {"student": student}
         if Need.BLOCK_TARGETS in objective.needs:
             assert reference is not None
-            self.heads = build_heads(self.widths, objective, reference)
+            self.heads = build_heads(self.blocks, objective, reference)
             parts["heads"] = self.heads
         self.module = nn.ModuleDict(parts)
 
@@ -203,13 +206,18 @@ class StudentTask:
         """It sees no latents."""
         return ()
 
+    @cached_property
+    def blocks(self) -> Blocks:
+        """Where its features are; looked for when somebody wants them."""
+        return find_blocks(self.student)
+
     @property
-    def widths(self) -> dict[str, int]:
-        return student_widths(self.student)
+    def widths(self) -> Mapping[str, int]:
+        return self.blocks.widths
 
     @property
     def spans(self) -> tuple[str, ...]:
-        return tuple(STUDENT_SPANS)
+        return tuple(self.blocks.spans)
 
     @property
     def wanted(self) -> tuple[Target, ...]:
@@ -219,16 +227,30 @@ class StudentTask:
         return (*logits, *dict.fromkeys(term.target for term in heads))
 
     def features(self, batch: Batch) -> Features:
-        return student_features(self.student, batch.pixels)
+        return student_features(self.student, self.blocks, batch.pixels)
 
     def branch_logits(self, batch: Batch) -> dict[str, Tensor]:
         return {"student": self.student(pixel_values=batch.pixels).logits}
 
     def position_to_content(self, batch: Batch) -> dict[str, float]:
-        return {"image": student_position_to_content(self.student, batch.pixels)}
+        ratio = student_position_to_content(self.student, batch.pixels)
+        return {} if ratio is None else {"image": ratio}
 
     def losses(self, batch: Batch) -> TaskLosses:
-        features = self.features(batch)
+        """The losses of one batch.
+
+        Raises:
+            SpecError: if a student with batch norm is shown one image alone.
+        """
+        if self.needs_two_images and len(batch) < 2:
+            raise SpecError(
+                f"the student's batch norm (`{self.student.config.model_type}`) cannot learn from one image at a time",
+                hint="set `labelled_per_batch`, or what is left of it on each process, to 2 or more",
+            )
+        if self.heads is None:
+            features = Features(self.student(pixel_values=batch.pixels).logits)
+        else:
+            features = self.features(batch)
         inputs = ObjectiveInputs(
             features.logits,
             batch.labels,
@@ -242,14 +264,23 @@ class StudentTask:
         """The student's own: a term that teaches its head alone teaches nothing that is kept."""
         return list(self.student.parameters())
 
+    def parameter_depths(self) -> dict[str, int]:
+        """Parameter name in `module` → 0 before the first block, to one more than the last block's after it."""
+        depths = parameter_depths(self.student, tuple(self.widths))
+        top = max(depths.values())
+        heads = self.heads.named_parameters() if self.heads is not None else ()
+        return {f"student.{name}": depth for name, depth in depths.items()} | {f"heads.{name}": top for name, _ in heads}
 
-def build_heads(widths: Mapping[str, int], objective: ObjectiveConfig, reference: Reference) -> MessyHeads:
+
+def build_heads(blocks: Blocks, objective: ObjectiveConfig, reference: Reference) -> MessyHeads:
     """A head for each layer pair of the objective and each span that it predicts.
 
     Raises:
         SpecError: if there is no latent to predict, or a layer is not there.
     """
-    assert objective.messy is not None
-    terms = messy_terms(objective.messy, tuple(widths), reference.block_names, reference.spans)
+    messy = objective.messy
+    assert messy is not None
+    read = what_to_read(messy, tuple(blocks.spans))
+    terms = messy_terms(messy, tuple(blocks.widths), reference.block_names, reference.spans)
     targets = {term.target: reference.width(term.target.block) for term in terms}
-    return MessyHeads(terms, list(widths.values()), targets, hidden=objective.messy.hidden)
+    return MessyHeads(terms, list(blocks.widths.values()), targets, hidden=messy.hidden, read=read)
