@@ -31,7 +31,7 @@ from dla_cache.sources.loading import (
     parse_parameters,
     told_as_source_error,
 )
-from dla_cache.sources.weights import find_weights, joint_hash
+from dla_cache.weights import find_weights, joint_hash
 from dla_cache.spec import LatentFormat, LatentSpec, Recipe
 
 

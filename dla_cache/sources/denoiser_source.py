@@ -21,7 +21,7 @@ from dla_cache.sources.catalog import SOURCES
 from dla_cache.sources.catalog.entry import CAPTION, PipelineRow, Scalar
 from dla_cache.sources.diffusers_source import require_prompt_fits
 from dla_cache.sources.encoder_source import pool_named
-from dla_cache.sources.lacking import require_finite
+from dla_cache.lacking import require_finite
 from dla_cache.sources.loading import (
     ATTENTION,
     COMPUTE_DTYPES,
@@ -32,9 +32,9 @@ from dla_cache.sources.loading import (
     refuse_global_draws,
     told_as_source_error,
 )
-from dla_cache.sources.preprocessing import SYMMETRIC
+from dla_cache.preprocessing import SYMMETRIC
 from dla_cache.sources.presets import preset_of
-from dla_cache.sources.weights import joint_hash
+from dla_cache.weights import joint_hash
 from dla_cache.spec import LatentFormat, LatentSpec, Recipe
 
 

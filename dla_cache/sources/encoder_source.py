@@ -14,7 +14,7 @@ from dla_cache.sources.activations import Hook, Pool, activations, as_array, axe
 from dla_cache.sources.catalog import SOURCES
 from dla_cache.sources.catalog.encoders import EncoderRow
 from dla_cache.sources.catalog.entry import Scalar
-from dla_cache.sources.lacking import require_finite
+from dla_cache.lacking import require_finite
 from dla_cache.sources.loading import (
     COMPUTE_DTYPES,
     WeightParameters,
@@ -25,8 +25,8 @@ from dla_cache.sources.loading import (
     refuse_global_draws,
     told_as_source_error,
 )
-from dla_cache.sources.preprocessing import read_preprocessing
-from dla_cache.sources.weights import find_weights
+from dla_cache.preprocessing import read_preprocessing
+from dla_cache.weights import find_weights
 from dla_cache.spec import LatentFormat, LatentSpec, Recipe
 
 ATTENTION = ("sdpa", "eager")

@@ -25,9 +25,9 @@ from huggingface_hub.hf_api import RepoSibling
 
 from dla_cache.errors import DlaError, SourceError, name_some
 from dla_cache.sources import SourceEntry
-from dla_cache.sources.remembered import sha256_of
+from dla_cache.remembered import sha256_of
 from dla_cache.sources.table import captioner_of
-from dla_cache.sources.weights import PICKLES, TEXTS, WEIGHTS
+from dla_cache.weights import PICKLES, TEXTS, WEIGHTS
 
 TIMEOUT_S = 10.0
 """For an answer of the hub: without a network the error comes within these seconds."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from dla_cache.errors import MissingDependencyError, SourceError
 from dla_cache.sources.catalog.entry import PipelineRow, Scalar
-from dla_cache.sources.weights import WEIGHTS, Weights, content_hash, find_weights
+from dla_cache.weights import WEIGHTS, Weights, content_hash, find_weights
 
 LORA, LORA_SCALE = "lora", "lora_scale"
 OTHER_CHECKPOINT = "take the checkpoint that it was made for"

@@ -177,7 +177,7 @@ snapshot_download("we/pipeline", allow_patterns="unet/*.json")
 """
     find = """
 import json
-from dla_cache.sources.weights import find_weights
+from dla_cache.weights import find_weights
 found = find_weights("we/pipeline")
 print(json.dumps([found.repo, found.commit, found.sha256]))
 """

@@ -13,7 +13,7 @@ import pytest
 
 from dla_cache.errors import SourceError
 from dla_cache.sources import open_source
-from dla_cache.sources.weights import find_weights
+from dla_cache.weights import find_weights
 from tests.dla_cache.sources.conftest import spec_of
 
 ADAPTERS = ("dinov2", "vae-sd", "denoiser-features", "marigold-depth")

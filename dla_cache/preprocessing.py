@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dla_cache.errors import SourceError
-from dla_cache.sources.lacking import only_errors
+from dla_cache.lacking import only_errors
 
 FILES = ("preprocessor_config.json", "processor_config.json")
 """The second is of a processor for several kinds of data, and holds that of images as `image_processor`."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dla_cache.errors import SourceError
-from dla_cache.sources.remembered import sha256_of
+from dla_cache.remembered import sha256_of
 from dla_cache.spec import canonical_json
 
 WEIGHTS = ".safetensors"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dla_cache.sources import remembered
-from dla_cache.sources.remembered import memory_file, sha256_of
+from dla_cache import remembered
+from dla_cache.remembered import memory_file, sha256_of
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Weights that a checkpoint lacks, and what is said of them."""
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,10 +19,9 @@ def only_errors() -> Iterator[None]:
 
     They list the text half of a model of which the image half is loaded, weight by weight.
     """
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    # Who trains has no diffusers, and a library that is not loaded says nothing.
+    names = ("diffusers.utils.logging", "transformers.utils.logging")
+    libraries: list[Any] = [sys.modules[name] for name in names if name in sys.modules]
     levels = [library.get_verbosity() for library in libraries]
     for library in libraries:
         library.set_verbosity(logging.ERROR)
