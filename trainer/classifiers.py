@@ -3,34 +3,25 @@
 All of them are stock transformers models, so what is trained is what ships.
 """
 
-import difflib
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Annotated, Any, Self
 
-from huggingface_hub.errors import StrictDataclassError
+import torch
 from pydantic import Field, model_validator
-from torch import nn
-from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+from torch import Tensor, nn
+from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from dla_cache.errors import MissingDependencyError, SpecError, name_some
+from dla_cache.errors import MissingDependencyError, SpecError
 from dla_cache.spec import StrictModel
 from trainer.outline import meta_copy, run_on_nothing
-
-TIMM = "timm_wrapper"
-"""What transformers calls a model of timm."""
+from trainer.pretrained import PretrainedFacts, config_of_fields, load_pretrained, make_config, told_as_spec_error
 
 ORIGINS = ("architecture", "timm", "pretrained")
-"""Fields of `model` of which one makes a student another than the paper's ViT."""
+"""Fields of `model`: with one of them a student is another than the paper's ViT."""
 
-DERIVED_SETTINGS = frozenset({"image_size", "num_channels", "num_labels"})
-"""Of a transformers config, what the run and its data decide."""
-
-MODEL_FAULTS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError, ArithmeticError)
-"""What a model raises that is built with settings that do not fit each other, or run on an image that does not."""
+HEADS = ("classifier", "cls_classifier", "distillation_classifier", "head", "fc")
+"""What libraries call the layer from features to classes."""
 
 
 class ClassifierConfig(StrictModel):
@@ -40,129 +31,166 @@ class ClassifierConfig(StrictModel):
     image_size: Annotated[int, Field(gt=0)] = 224
     """Side of the square image in pixels."""
     architecture: str | None = None
-    """As transformers calls it: `swin`, `convnext`, `resnet`, …; weights are random."""
+    """From scratch, as transformers names it: `deit`, `swin`, `convnext`, `resnet`, `mobilenet_v2`, …"""
     timm: str | None = None
-    """Or as timm does: `resnet18`, …; weights are random. Needs the extra `timm`."""
+    """From scratch, as timm names it: `resnet18`, …; needs the extra `timm`."""
     pretrained: str | None = None
-    """Or a folder or repository of the hub with weights; the classifier is new where the number of classes differs."""
+    """Or with weights: a folder, relative to the run file, or a repository of the hub that `dla sources fetch` has
+    fetched. Its classifier is new where the number of classes differs."""
     revision: str | None = None
     """Branch, tag or commit of the repository."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """Fields of its transformers config, or what timm's model takes, in place of their defaults."""
+    """Fields of its transformers config in place of their defaults; of timm, what its model takes."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         named = [name for name in ORIGINS if getattr(self, name) is not None]
         if len(named) != 1:
-            raise ValueError(f"a student is one of {', '.join(ORIGINS)}, and {' and '.join(named) or 'none'} is named")
+            raise ValueError(f"a student has one of `{'`, `'.join(ORIGINS)}`, and this has {' and '.join(named) or 'none'}")
         if self.revision is not None and self.pretrained is None:
-            raise ValueError("`revision` belongs to `pretrained`")
+            raise ValueError("`revision` is of a `pretrained` student")
+        if "image_size" in self.settings:
+            raise ValueError("`settings.image_size` is `image_size` of the run")
         return self
 
 
-def build_classifier(config: ClassifierConfig) -> PreTrainedModel:
-    """A classifier with random weights, as its library initialises it.
-
-    Raises:
-        SpecError: if there is no such architecture or setting, or it cannot look at images of this size.
-        MissingDependencyError: if it needs timm, which is not installed.
-    """
-    settings = {"num_labels": config.n_classes}
-    if config.timm is not None:
-        if find_spec("timm") is None:
-            raise MissingDependencyError(
-                f"the student `{config.timm}` is one of timm, which is not installed", hint="pip install 'dla[timm]'"
-            )
-        settings |= {"architecture": config.timm, "model_args": config.settings}  # type: ignore[dict-item]
-        return build_model(TIMM, settings, config.image_size)
-    assert config.architecture is not None
-    return build_model(config.architecture, settings | checked_settings(config, config.architecture), config.image_size)
-
-
-def checked_settings(config: ClassifierConfig, architecture: str) -> dict[str, Any]:
-    """The settings of a classifier and the size of its images, as fields of its transformers config.
-
-    Raises:
-        SpecError: if one is none of those, or the run's to decide.
-    """
-    known = settings_of(architecture)
-    for name in config.settings:
-        if name in DERIVED_SETTINGS:
-            raise SpecError(
-                f"`model.settings` names `{name}`, which the run and its data decide", hint="set `image_size` of the run"
-            )
-        if name not in known:
-            raise SpecError(
-                f"`{architecture}` has no setting `{name}`{did_you_mean(name, known)}",
-                hint=f"settings: {', '.join(sorted(known - DERIVED_SETTINGS))}",
-            )
-    if "image_size" not in known:
-        return config.settings
-    is_one_number = isinstance(CONFIG_MAPPING[architecture]().image_size, int)
-    return {"image_size": config.image_size if is_one_number else [config.image_size] * 2} | config.settings
-
-
-def settings_of(architecture: str) -> set[str]:
-    """The fields of an architecture's own transformers config.
-
-    Raises:
-        SpecError: if transformers has no such image classifier.
-    """
-    # Those of timm go by `timm`: their settings are not transformers'.
-    architectures = sorted(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.keys() - {TIMM})
-    if architecture not in architectures:
-        raise SpecError(
-            f"transformers has no image classifier `{architecture}`{did_you_mean(architecture, architectures)}",
-            hint=f"there are {', '.join(architectures)}",
-        )
-    shared = {field.name for field in fields(PretrainedConfig)}
-    own = {field.name for field in fields(CONFIG_MAPPING[architecture])}
-    return {name for name in own - shared if not name.startswith("_")}
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """What an error says of names that are like one that is unknown."""
-    near = difflib.get_close_matches(name, list(known), n=3)
-    return f", did you mean {name_some(near)}?" if near else ""
-
-
-def build_model(model_type: str, settings: Mapping[str, Any], image_size: int) -> PreTrainedModel:
-    """The image classifier of a transformers config, tried on an image without numbers.
+def build_classifier(config: ClassifierConfig, facts: PretrainedFacts | None) -> PreTrainedModel:
+    """A classifier with fresh weights, as its library draws them; `load_classifier` brings the trained ones.
 
     Args:
-        settings: fields of the config; `architectures` chooses where a config has several classes.
+        facts: of pretrained weights, which say what model it is.
 
     Raises:
-        SpecError: if they do not fit each other or the size of images.
+        SpecError: if there is no such image classifier or setting, or it cannot look at images of this size.
+        MissingDependencyError: if it is one of timm, which is not installed.
     """
-    settings = {"architectures": [], **settings}
+    if config.timm is not None:
+        return build_of(timm_config(config), config)
+    if config.architecture is not None:
+        own = make_config(config.architecture, config.settings, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, "model")
+        return build_of(with_image_size(own, config.image_size), config)
+    assert facts is not None
+    own = with_settings(facts, config)
     try:
-        config = CONFIG_MAPPING[model_type].from_dict(json.loads(json.dumps(settings)))
-        return tried(model_class(config)._from_config(config), image_size)
-    except (*MODEL_FAULTS, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise SpecError(
-            f"`{model_type}` with these settings cannot look at images of {image_size} x {image_size} pixels:"
-            f" {type(error).__name__}: {reason}",
-            hint="change `model.settings` or `image_size`",
-        ) from error
+        return build_of(own, config)
+    except SpecError:  # positions of another size, that are interpolated when they are loaded
+        return build_of(with_image_size(own, config.image_size), config)
 
 
-def model_class(config: PretrainedConfig) -> Any:
-    """The image classifier that belongs to a config."""
-    classes = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
-    if not isinstance(classes, tuple):
-        return classes
-    named = [one for one in classes if one.__name__ in (config.architectures or ())]
-    return (named or classes)[0]
+def timm_config(config: ClassifierConfig) -> PreTrainedConfig:
+    """What stock transformers needs to know of a model of timm.
+
+    Raises:
+        MissingDependencyError: if timm is not installed.
+    """
+    if find_spec("timm") is None:
+        raise MissingDependencyError(
+            f"the student `{config.timm}` is one of timm, which is not installed", hint="pip install 'dla[timm]'"
+        )
+    settings = {"architecture": config.timm, "model_args": config.settings or None}
+    return make_config("timm_wrapper", settings, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, "model")
 
 
-def tried(student: PreTrainedModel, image_size: int) -> PreTrainedModel:
-    """The student, if it gives one image a logit a class."""
-    logits = run_on_nothing(meta_copy(student), image_size).logits
-    if logits.shape != (1, student.config.num_labels):
-        raise ValueError(f"it puts out logits {list(logits.shape)}")
+def with_settings(facts: PretrainedFacts, config: ClassifierConfig) -> PreTrainedConfig:
+    """The config of pretrained weights with the run's settings in it.
+
+    Raises:
+        SpecError: if a setting is none of its fields, or it is no image classifier's.
+    """
+    own = config_of_fields(facts.config)
+    made = make_config(own.model_type, config.settings, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, "model")
+    for name in config.settings:
+        setattr(own, name, getattr(made, name))
+    return own
+
+
+def with_image_size(own: PreTrainedConfig, image_size: int) -> PreTrainedConfig:
+    """A config for images of this size, if it has a word for it."""
+    match getattr(own, "image_size", None):
+        case int():
+            own.image_size = image_size
+        case list() | tuple():
+            own.image_size = [image_size, image_size]
+    return own
+
+
+def build_of(own: PreTrainedConfig, config: ClassifierConfig) -> PreTrainedModel:
+    """The classifier of a transformers config, tried on an image without numbers.
+
+    Raises:
+        SpecError: if its settings do not fit each other, the number of classes or the size of images.
+    """
+    own.num_labels = config.n_classes
+    size = f"{config.image_size} x {config.image_size} pixels"
+    with told_as_spec_error(f"a `{own.model_type}` of these settings cannot look at images of {size}"):
+        student: PreTrainedModel = class_of(own)._from_config(own)
+        logits = run_on_nothing(meta_copy(student), config.image_size).logits
+        if logits.shape != (1, config.n_classes):
+            raise ValueError(f"it puts out logits {list(logits.shape)} of {config.n_classes} classes")
     return student
+
+
+def class_of(own: PreTrainedConfig) -> Any:
+    """The image classifier that belongs to a config; of several the one that its `architectures` name."""
+    known = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(own)]
+    if not isinstance(known, tuple):
+        return known
+    named = [one for one in known if one.__name__ in (own.architectures or ())]
+    return (named or known)[0]
+
+
+@torch.no_grad()
+def load_classifier(student: PreTrainedModel, config: ClassifierConfig) -> None:
+    """Gives a student the weights that its config names, but for a classifier of another number of classes.
+
+    Learned positions of another size of images are interpolated.
+
+    Raises:
+        SpecError: if there are none, they lack some, or have another shape.
+    """
+    assert config.pretrained is not None
+    heads = heads_of(student)
+    trained = load_pretrained(config.pretrained, config.revision, type(student), may_lack=heads)
+    theirs, ours = trained.state_dict(), student.state_dict()
+    positions = {
+        f"{name}.position_embeddings": module
+        for name, module in trained.named_modules()
+        if hasattr(module, "interpolate_pos_encoding")
+    }
+    taken: dict[str, Tensor] = {}
+    for name in dict.fromkeys((*ours, *theirs)):
+        if name in ours and name in theirs and theirs[name].shape == ours[name].shape:
+            taken[name] = theirs[name]
+        elif name in positions:
+            taken[name] = interpolated(positions[name], ours[name], config.image_size)
+        elif not name.startswith(heads):
+            raise SpecError(
+                f"`{name}` of `{config.pretrained}` does not fit the student: {shape_in(theirs, name)} there,"
+                f" {shape_in(ours, name)} here",
+                hint="drop the `settings` of `model` that change it, or set `image_size` as it was trained",
+            )
+    student.load_state_dict(ours | taken)
+
+
+def shape_in(tensors: Mapping[str, Tensor], name: str) -> str:
+    """The shape of a tensor in words."""
+    return f"shape {list(tensors[name].shape)}" if name in tensors else "none"
+
+
+def heads_of(student: nn.Module) -> tuple[str, ...]:
+    """How the names of a classifier's own parameters begin, those of the trunk left out."""
+    found = {}
+    for name, _ in student.named_parameters():
+        for depth, part in enumerate(name.split(".")[:2], start=1):
+            if part in HEADS:
+                found[".".join([*name.split(".")[:depth], ""])] = None
+    return tuple(found)
+
+
+def interpolated(module: Any, like: Tensor, image_size: int) -> Tensor:
+    """The learned positions of a module for images of another size, as its own library interpolates them."""
+    positions: Tensor = module.interpolate_pos_encoding(torch.empty_like(like), image_size, image_size)
+    return positions
 
 
 def uses_batch_statistics(student: nn.Module) -> bool:

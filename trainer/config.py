@@ -10,9 +10,11 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from dla_cache.errors import SpecError
 from dla_cache.remote import is_remote
 from dla_cache.spec import StrictModel, parse_spec
+from trainer.classifiers import ORIGINS, ClassifierConfig
 from trainer.loop import LoopConfig
 from trainer.objectives import Need, ObjectiveConfig
 from trainer.presets import PRESETS
+from trainer.pretrained import folder_or_name, with_places
 from trainer.probe import ProbeConfig
 from trainer.student import StudentConfig
 from trainer.teacher import TeacherConfig
@@ -26,6 +28,11 @@ MODEL_CONFIGS: Mapping[str, type[StrictModel]] = {
 
 DERIVED_FIELDS = frozenset({"n_classes", "formats", "modalities", "image_size"})
 """Model fields that the store and the run decide, and `model` may not."""
+
+
+def config_class(kind: str, model: Mapping[str, Any]) -> type[StrictModel]:
+    """What describes the `model` of a run; a student is the paper's ViT unless it says what else."""
+    return ClassifierConfig if kind == "student" and not model.keys().isdisjoint(ORIGINS) else MODEL_CONFIGS[kind]
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -100,7 +107,8 @@ class RunConfig(StrictModel):
     pixel_std: tuple[PositiveFinite, PositiveFinite, PositiveFinite] = (0.5, 0.5, 0.5)
     """Per channel; divided by. Small patches of low contrast drown beside their positions otherwise."""
     model: dict[str, Any] = Field(default_factory=dict)
-    """Fields of ProbeConfig, TeacherConfig or StudentConfig that the store does not decide."""
+    """Fields of ProbeConfig, TeacherConfig, StudentConfig or, of another student than the paper's ViT, ClassifierConfig
+    that the store does not decide."""
     objective: ObjectiveConfig | None = None
     """Students only."""
     self_training: SelfTraining | None = None
@@ -127,7 +135,7 @@ class RunConfig(StrictModel):
     def _parts_fit(self) -> Self:
         if self.epochs is not None and "steps" in self.loop.model_fields_set:
             raise ValueError("`epochs` and `loop.steps` both say how long: leave one out, or set `epochs: null`")
-        known = set(MODEL_CONFIGS[self.kind].model_fields) - DERIVED_FIELDS
+        known = set(config_class(self.kind, self.model).model_fields) - DERIVED_FIELDS
         unknown = sorted(set(self.model) - known)
         if unknown:
             raise ValueError(f"`model` of a {self.kind} has no field {unknown}; it has {sorted(known)}")
@@ -194,10 +202,15 @@ def resolve_run(value: Mapping[str, Any], *, base: Path, where: str) -> RunConfi
     roles = given.get("roles")
     if isinstance(roles, Mapping) and "transfer" in roles and not roles["transfer"]:
         preset = without_transfer(preset)
+    model = given.get("model")
+    if isinstance(model, Mapping) and kind == "student" and not model.keys().isdisjoint(ORIGINS):
+        preset = {name: value for name, value in preset.items() if name != "model"}  # the shape of a ViT
     merged = merge(preset, given)
     for field in PLACES:
         if isinstance(merged.get(field), str):
             merged[field] = _place_of(field, merged[field], base, where)
+    if isinstance(merged.get("model"), Mapping):
+        merged["model"] = with_places(merged["model"], lambda place: folder_or_name(place, base))
     return parse_spec(merged, RunConfig, where=where)
 
 

@@ -155,4 +155,4 @@ def parameter_depths(student: nn.Module, block_names: Sequence[str]) -> dict[str
     depths, next_depth = dict.fromkeys(names[:first], 0), len(block_names) + 1
     for name in reversed(names[first:]):  # what stands between two blocks, as a stage's first layers, goes to the next
         next_depth = depths[name] = block_of.get(name, next_depth)
-    return depths
+    return {name: depths[name] for name in names}

@@ -13,10 +13,12 @@ from dla_cache.errors import RecipeMismatchError, SpecError, name_some
 from dla_cache.spec import ORIGINAL_IMAGES, StrictModel, parse_spec
 from dla_cache.store import LatentStore, open_store
 from trainer.checkpoint import fitting, load_checkpoint, write_atomically
-from trainer.config import MODEL_CONFIGS, RunConfig, folder_of
+from trainer.classifiers import ClassifierConfig, build_classifier, load_classifier
+from trainer.config import RunConfig, config_class, folder_of
 from trainer.data import PairSource, PixelScale, Role
 from trainer.evaluate import measure_branches, measure_subsets, name_subsets
 from trainer.loop import Loop, LoopConfig, Progress
+from trainer.pretrained import check_pixels, read_pretrained
 from trainer.probe import LatentProbe, ProbeConfig
 from trainer.reference import FrozenClassifier
 from trainer.run_folder import (
@@ -92,9 +94,12 @@ def _train_locked(
     check_roles(config, store)
     if target_run is not None:
         check_same_pixels(config, target_run)
+    if (origin := pretrained_of(config)) is not None:
+        check_pixels(*origin, config.pixel_mean, config.pixel_std)
 
     torch.manual_seed(config.seed)
     task = build_task(config, facts, target_run)
+    load_begun_weights(task, config, facts)
     set_statistics(task, config, facts, store)
     task.module.to(config.device)
     if target_run is not None:
@@ -207,6 +212,7 @@ def data_facts(
         rows_sha256=digest_of_rows(store),
         latents_sha256={name: store.content_hash([name]) for name in seen if name in recipes},
         teacher_sha256=target_run.weights_sha256 if target_run is not None else None,
+        pretrained=read_pretrained(*origin) if (origin := pretrained_of(config)) is not None else None,
         images=from_store or ORIGINAL_IMAGES,
     )
     if target_run is not None:
@@ -224,6 +230,19 @@ def data_facts(
                     hint="train the teacher again on this store, or name the store it was trained on",
                 )
     return facts
+
+
+def pretrained_of(config: RunConfig) -> tuple[str, str | None] | None:
+    """Folder or repository, and revision, of the weights that the model of a run begins with."""
+    place = config.model.get("pretrained")
+    return None if place is None else (place, config.model.get("revision"))
+
+
+def load_begun_weights(task: ClassifierTask, config: RunConfig, facts: DataFacts) -> None:
+    """Gives a new model the trained weights that it begins with, if it does."""
+    model = model_config(config, facts)
+    if isinstance(task, StudentTask) and isinstance(model, ClassifierConfig) and model.pretrained is not None:
+        load_classifier(task.student, model)
 
 
 def check_same_pixels(config: RunConfig, target_run: TrainedRun) -> None:
@@ -338,9 +357,12 @@ def build_task(
         return ProbeTask(LatentProbe(model), config.self_training)
     if isinstance(model, TeacherConfig):
         return TeacherTask(Teacher(model), config.self_training)
-    assert isinstance(model, StudentConfig)
     assert config.objective is not None
-    student = build_student(model)
+    if isinstance(model, ClassifierConfig):
+        student = build_classifier(model, facts.pretrained)
+    else:
+        assert isinstance(model, StudentConfig)
+        student = build_student(model)
     if target_run is None:
         return StudentTask(student, config.objective.model_copy(update={"messy": None}), None)
     return StudentTask(student, config.objective, FrozenClassifier(target_run.task))
@@ -354,7 +376,7 @@ def model_config(config: RunConfig, facts: DataFacts) -> StrictModel:
         "formats": facts.formats,
         "modalities": facts.modalities,
     }
-    model = MODEL_CONFIGS[config.kind]
+    model = config_class(config.kind, config.model)
     fields = config.model | {name: value for name, value in derived.items() if name in model.model_fields}
     return parse_spec(fields, model, where="model")
 

@@ -21,6 +21,7 @@ from dla_cache.spec import ORIGINAL_IMAGES, ImageRecipe, LatentFormat, StrictMod
 from dla_cache.store import LatentStore
 from trainer.checkpoint import start_again, write_atomically
 from trainer.config import PLACES, RunConfig, resolve_run
+from trainer.pretrained import PretrainedFacts, with_places
 from trainer.scores import Metric
 
 M = TypeVar("M", bound=StrictModel)
@@ -43,6 +44,8 @@ class DataFacts(StrictModel):
     """Modality → content hash of the latents that the run, or what it learns from, sees."""
     teacher_sha256: str | None
     """Of the weights it learns from."""
+    pretrained: PretrainedFacts | None = None
+    """Of the weights that the model began with."""
     images: ImageRecipe = ORIGINAL_IMAGES
     """What it decodes: the files of the images, or smaller pictures that the store holds of them."""
 
@@ -147,8 +150,14 @@ def begin_folder(folder: Path, config: RunConfig, facts: DataFacts) -> None:
     places = {name: value for name in PLACES if (value := getattr(config, name)) is not None}
     relative = config.model_copy(
         update={name: os.path.relpath(place, folder) for name, place in places.items() if not is_remote(place)}
+        | {"model": with_places(config.model, lambda place: relative_place(place, folder))}
     )
     write_atomically(folder / "config.yaml", dump_config(relative).encode())
+
+
+def relative_place(place: str, folder: Path) -> str:
+    """Where pretrained weights lie as seen from `folder`; a repository's name as it stands."""
+    return os.path.relpath(place, folder) if os.path.isabs(place) else place
 
 
 def dump_config(config: RunConfig) -> str:
@@ -165,7 +174,10 @@ def check_same_run(folder: Path, config: RunConfig, begun: DataFacts, facts: Dat
         CheckpointError: if a setting or the teacher differs.
         RecipeMismatchError: if images, labels or latents differ.
     """
-    saved, now = read_config(folder).model_dump(mode="json"), config.model_dump(mode="json")
+    saved, now = (
+        run.model_copy(update={"model": with_places(run.model, lambda _: None)}).model_dump(mode="json")
+        for run in (read_config(folder), config)
+    )
     changed = [name for name in now if name not in (*PLACES, "device") and saved[name] != now[name]]
     if changed:
         raise CheckpointError(
@@ -185,6 +197,11 @@ def check_same_run(folder: Path, config: RunConfig, begun: DataFacts, facts: Dat
         raise RecipeMismatchError(
             f"the run in `{folder}` was begun on other {' and other '.join(differing)} than `{config.store}` holds",
             hint="name the store it was begun on, or choose another output",
+        )
+    if begun.pretrained != facts.pretrained:
+        raise CheckpointError(
+            f"the run in `{folder}` was begun with other pretrained weights than its `model` names now",
+            hint="name the weights it was begun with, or choose another output",
         )
     if begun.teacher_sha256 != facts.teacher_sha256:
         raise CheckpointError(
