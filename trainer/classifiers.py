@@ -10,12 +10,20 @@ from typing import Annotated, Any, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
 
 from dla_cache.errors import MissingDependencyError, SpecError
 from dla_cache.spec import StrictModel
 from trainer.outline import meta_copy, run_on_nothing
-from trainer.pretrained import PretrainedFacts, config_of_fields, load_pretrained, make_config, told_as_spec_error
+from trainer.pretrained import (
+    PretrainedFacts,
+    check_pixels,
+    config_of_fields,
+    load_pretrained,
+    make_config,
+    read_pretrained,
+    told_as_spec_error,
+)
 
 ORIGINS = ("architecture", "timm", "pretrained")
 """Fields of `model`: with one of them a student is another than the paper's ViT."""
@@ -67,14 +75,23 @@ def build_classifier(config: ClassifierConfig, facts: PretrainedFacts | None) ->
     if config.timm is not None:
         return build_of(timm_config(config), config)
     if config.architecture is not None:
-        own = make_config(config.architecture, config.settings, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, "model")
-        return build_of(with_image_size(own, config.image_size), config)
+        return build_of(config_of(config.architecture, config), config)
     assert facts is not None
     own = with_settings(facts, config)
     try:
         return build_of(own, config)
     except SpecError:  # positions of another size, that are interpolated when they are loaded
         return build_of(with_image_size(own, config.image_size), config)
+
+
+def config_of(architecture: str, config: ClassifierConfig) -> PreTrainedConfig:
+    """The transformers config of an architecture with the run's settings and size of images.
+
+    Raises:
+        SpecError: for an unknown architecture or setting, or a value that does not fit.
+    """
+    size = config.image_size
+    return make_config(architecture, config.settings, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, "model", image_size=size)
 
 
 def timm_config(config: ClassifierConfig) -> PreTrainedConfig:
@@ -87,8 +104,7 @@ def timm_config(config: ClassifierConfig) -> PreTrainedConfig:
         raise MissingDependencyError(
             f"the student `{config.timm}` is one of timm, which is not installed", hint="pip install 'dla[timm]'"
         )
-    settings = {"architecture": config.timm, "model_args": config.settings or None}
-    return make_config("timm_wrapper", settings, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, "model")
+    return TimmWrapperConfig(architecture=config.timm, model_args=config.settings or None)
 
 
 def with_settings(facts: PretrainedFacts, config: ClassifierConfig) -> PreTrainedConfig:
@@ -98,7 +114,7 @@ def with_settings(facts: PretrainedFacts, config: ClassifierConfig) -> PreTraine
         SpecError: if a setting is none of its fields, or it is no image classifier's.
     """
     own = config_of_fields(facts.config)
-    made = make_config(own.model_type, config.settings, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, "model")
+    made = config_of(own.model_type, config)
     for name in config.settings:
         setattr(own, name, getattr(made, name))
     return own
@@ -139,16 +155,39 @@ def class_of(own: PreTrainedConfig) -> Any:
     return (named or known)[0]
 
 
+def pretrained_classifier(model: Mapping[str, Any]) -> PretrainedFacts | None:
+    """What is known of the weights that `model` of a run names for itself.
+
+    Raises:
+        SpecError: if they are not there, or may not be loaded.
+    """
+    place = model.get("pretrained")
+    return None if place is None else read_pretrained(place, model.get("revision"))
+
+
+def check_classifier_pixels(
+    model: Mapping[str, Any], mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> None:
+    """Refuses pixels of another scale than those weights were trained on.
+
+    Raises:
+        SpecError: saying what to set.
+    """
+    if model.get("pretrained") is not None:
+        check_pixels(model["pretrained"], model.get("revision"), mean, std)
+
+
 @torch.no_grad()
-def load_classifier(student: PreTrainedModel, config: ClassifierConfig) -> None:
-    """Gives a student the weights that its config names, but for a classifier of another number of classes.
+def load_classifier(student: PreTrainedModel, config: StrictModel) -> None:
+    """Gives a student the weights that its config names, if it does, but for a classifier of other classes.
 
     Learned positions of another size of images are interpolated.
 
     Raises:
         SpecError: if there are none, they lack some, or have another shape.
     """
-    assert config.pretrained is not None
+    if not isinstance(config, ClassifierConfig) or config.pretrained is None:
+        return
     heads = heads_of(student)
     trained = load_pretrained(config.pretrained, config.revision, type(student), may_lack=heads)
     theirs, ours = trained.state_dict(), student.state_dict()

@@ -133,7 +133,7 @@ def check_pixels(
     except SourceError as error:
         raise SpecError(
             f"`{name_or_folder}`: {error.message}",
-            hint="save its image processor beside it: `AutoImageProcessor.from_pretrained(...).save_pretrained(folder)`",
+            hint="save its image processor beside it, by `save_pretrained`, as its makers publish it",
         ) from error
     if said.is_bgr:
         raise SpecError(f"`{name_or_folder}` wants blue first, and a run hands out red first")
@@ -158,7 +158,9 @@ def pixels_in_unit_range(said: Preprocessing) -> tuple[tuple[float, ...], tuple[
     return mean, std
 
 
-def make_config(architecture: str, settings: Mapping[str, Any], mapping: Any, where: str) -> PreTrainedConfig:
+def make_config(
+    architecture: str, settings: Mapping[str, Any], mapping: Any, where: str, *, image_size: int
+) -> PreTrainedConfig:
     """The config of a model from scratch.
 
     Args:
@@ -166,6 +168,7 @@ def make_config(architecture: str, settings: Mapping[str, Any], mapping: Any, wh
         settings: fields of its config.
         mapping: of transformers, from config classes to those models that will do.
         where: the run's field, for messages.
+        image_size: of the run, in pixels; the config's own where it has one that `settings` do not say.
 
     Raises:
         SpecError: for an unknown architecture or field, or a value that does not fit.
@@ -185,7 +188,9 @@ def make_config(architecture: str, settings: Mapping[str, Any], mapping: Any, wh
                 hint=f"there is {name_some(near, shown=60)}",
             )
     with told_as_spec_error(f"`{where}.settings` make no `{architecture}`"):
-        made: PreTrainedConfig = own(**settings)
+        is_pair = isinstance(getattr(own, "image_size", None), list | tuple)
+        sized = {"image_size": [image_size, image_size] if is_pair else image_size} if "image_size" in known else {}
+        made: PreTrainedConfig = own(**{**sized, **settings})
     return made
 
 

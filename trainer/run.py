@@ -12,13 +12,19 @@ import torch
 from dla_cache.errors import RecipeMismatchError, SpecError, name_some
 from dla_cache.spec import ORIGINAL_IMAGES, StrictModel, parse_spec
 from dla_cache.store import LatentStore, open_store
+from trainer.backbone import check_backbone_pixels, pretrained_backbone
 from trainer.checkpoint import fitting, load_checkpoint, write_atomically
-from trainer.classifiers import ClassifierConfig, build_classifier, load_classifier
+from trainer.classifiers import (
+    ClassifierConfig,
+    build_classifier,
+    check_classifier_pixels,
+    load_classifier,
+    pretrained_classifier,
+)
 from trainer.config import RunConfig, config_class, folder_of
 from trainer.data import PairSource, PixelScale, Role
 from trainer.evaluate import measure_branches, measure_subsets, name_subsets
 from trainer.loop import Loop, LoopConfig, Progress
-from trainer.pretrained import check_pixels, read_pretrained
 from trainer.probe import LatentProbe, ProbeConfig
 from trainer.reference import FrozenClassifier
 from trainer.run_folder import (
@@ -94,12 +100,15 @@ def _train_locked(
     check_roles(config, store)
     if target_run is not None:
         check_same_pixels(config, target_run)
-    if (origin := pretrained_of(config)) is not None:
-        check_pixels(*origin, config.pixel_mean, config.pixel_std)
+    check_backbone_pixels(config.model, config.pixel_mean, config.pixel_std)
+    check_classifier_pixels(config.model, config.pixel_mean, config.pixel_std)
 
     torch.manual_seed(config.seed)
     task = build_task(config, facts, target_run)
-    load_begun_weights(task, config, facts)
+    if isinstance(task, TeacherTask):
+        task.module.load_backbone()
+    elif isinstance(task, StudentTask):
+        load_classifier(task.student, model_config(config, facts))
     set_statistics(task, config, facts, store)
     task.module.to(config.device)
     if target_run is not None:
@@ -188,7 +197,7 @@ def data_facts(
 
     Raises:
         RecipeMismatchError: if the run learns from a model of other latents or other classes.
-        SpecError: if it asks for a modality that the store has not.
+        SpecError: if it asks for a modality that the store has not, or for weights that are not there.
     """
     wanted: tuple[str, ...] = ()
     if config.kind != "student":
@@ -212,7 +221,7 @@ def data_facts(
         rows_sha256=digest_of_rows(store),
         latents_sha256={name: store.content_hash([name]) for name in seen if name in recipes},
         teacher_sha256=target_run.weights_sha256 if target_run is not None else None,
-        pretrained=read_pretrained(*origin) if (origin := pretrained_of(config)) is not None else None,
+        pretrained=pretrained_backbone(config.model) or pretrained_classifier(config.model),
         images=from_store or ORIGINAL_IMAGES,
     )
     if target_run is not None:
@@ -230,19 +239,6 @@ def data_facts(
                     hint="train the teacher again on this store, or name the store it was trained on",
                 )
     return facts
-
-
-def pretrained_of(config: RunConfig) -> tuple[str, str | None] | None:
-    """Folder or repository, and revision, of the weights that the model of a run begins with."""
-    place = config.model.get("pretrained")
-    return None if place is None else (place, config.model.get("revision"))
-
-
-def load_begun_weights(task: ClassifierTask, config: RunConfig, facts: DataFacts) -> None:
-    """Gives a new model the trained weights that it begins with, if it does."""
-    model = model_config(config, facts)
-    if isinstance(task, StudentTask) and isinstance(model, ClassifierConfig) and model.pretrained is not None:
-        load_classifier(task.student, model)
 
 
 def check_same_pixels(config: RunConfig, target_run: TrainedRun) -> None:
@@ -356,7 +352,7 @@ def build_task(
     if isinstance(model, ProbeConfig):
         return ProbeTask(LatentProbe(model), config.self_training)
     if isinstance(model, TeacherConfig):
-        return TeacherTask(Teacher(model), config.self_training)
+        return TeacherTask(Teacher(model, facts.pretrained), config.self_training)
     assert config.objective is not None
     if isinstance(model, ClassifierConfig):
         student = build_classifier(model, facts.pretrained)

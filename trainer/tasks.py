@@ -167,7 +167,7 @@ class TeacherTask:
         return classifier_losses(self, batch, self.self_training)
 
     def taught_parameters(self) -> Sequence[nn.Parameter]:
-        return list(self.module.parameters())
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
 
 def classifier_losses(task: ProbeTask | TeacherTask, batch: Batch, self_training: SelfTraining | None) -> TaskLosses:

@@ -1,6 +1,6 @@
-"""The DLA teacher: a ViT over image patches and undecoded latents in one sequence.
+"""The DLA teacher: a transformer over an image and undecoded latents in one sequence.
 
-Dimensions: B images, N tokens of the sequence, M tokens a modality, D width, K classes.
+Dimensions: B images, N tokens of the sequence, M tokens a modality, b bottleneck tokens, D width, K classes.
 """
 
 from collections.abc import Mapping
@@ -14,11 +14,16 @@ from torch import Tensor, nn
 from dla_cache.errors import TrainingError
 from dla_cache.spec import LatentFormat
 from trainer.adapters import LatentScaler, ModalityEncoder, check_modalities
+from trainer.backbone import Backbone, BackboneConfig
+from trainer.blocks import NORM_EPS, Block
 from trainer.features import CLS, IMAGE
+from trainer.fusion import Fusion, StreamBlocks, StreamHeads, mean_of_present, streams_of
+from trainer.pretrained import PretrainedFacts
 from trainer.probe import LatentClassifier, ProbeConfig
 from trainer.trunk import TrunkConfig
 
-NORM_EPS = 1e-6
+N_BOTTLENECKS = 4
+"""Source: arXiv:2107.00135, section 4.3."""
 
 
 class TeacherConfig(TrunkConfig):
@@ -29,6 +34,18 @@ class TeacherConfig(TrunkConfig):
     modalities: tuple[str, ...]
     """Order of the modalities in the sequence; that of `formats` when absent. A field of its own,
     since a mapping may come back from a file in another order and the positions are learned."""
+    backbone: BackboneConfig | None = None
+    """An image model in the place of patches: its last tokens, or places of its last map, are the image's tokens, and
+    `patch_size` counts for nothing."""
+    fusion: Fusion = "early"
+    """Where image and latents meet. `early`, the paper's: in every block, as one sequence. `bottleneck`: each has
+    blocks of its own, and from block `bottleneck_from` on they share `n_bottlenecks` tokens. `late`: each has blocks
+    and a classifier of its own, and the logits are averaged."""
+    n_bottlenecks: Annotated[int, Field(gt=0)] | None = None
+    """Of `bottleneck` fusion: how many tokens are shared; 4 when absent, as in arXiv:2107.00135."""
+    bottleneck_from: Annotated[int, Field(ge=0)] | None = None
+    """Of `bottleneck` fusion: the first block, counted from 0, that shares tokens; at two thirds of the depth when
+    absent, which is 8 of 12, as in arXiv:2107.00135."""
     tokens_per_modality: Annotated[int, Field(gt=0)] = 100
     resampler_heads: Annotated[int, Field(gt=0)] = 8
     modality_dropout: Annotated[float, Field(ge=0, le=1)] = 0.8
@@ -36,7 +53,7 @@ class TeacherConfig(TrunkConfig):
     standardise: bool = False
     """Whether latents are standardised per channel before anything else sees them."""
     late_fusion: bool = False
-    """Whether an MLP on the latents alone votes beside the transformer."""
+    """Whether an MLP on the latents alone votes beside the transformer, whatever `fusion` that has."""
     late_fusion_hidden: Annotated[int, Field(gt=0)] = 256
     late_fusion_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     late_fusion_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -59,7 +76,24 @@ class TeacherConfig(TrunkConfig):
             raise ValueError("`late_fusion` reads standardised latents: set `standardise`")
         if self.late_fusion and not self.formats:
             raise ValueError("`late_fusion` needs a modality")
+        if self.fusion != "early" and not self.formats:
+            raise ValueError(f"`fusion: {self.fusion}` needs a modality to fuse with the image")
+        if self.fusion != "bottleneck" and (self.n_bottlenecks, self.bottleneck_from) != (None, None):
+            raise ValueError("`n_bottlenecks` and `bottleneck_from` belong to `fusion: bottleneck`")
+        if self.bottleneck_from is not None and self.bottleneck_from >= self.depth:
+            raise ValueError(
+                f"`bottleneck_from` is {self.bottleneck_from}, the last of {self.depth} blocks is {self.depth - 1}"
+            )
         return self
+
+    @property
+    def has_patches(self) -> bool:
+        return self.backbone is None
+
+    @property
+    def first_shared_block(self) -> int:
+        """The first block that shares bottleneck tokens."""
+        return self.depth * 2 // 3 if self.bottleneck_from is None else self.bottleneck_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +110,31 @@ class TeacherOutput:
 
 
 class Teacher(nn.Module):
-    """`[CLS] patches [SEP] modality [SEP] modality ...` through pre-norm blocks to a head on CLS."""
+    """`[CLS] image [SEP] modality [SEP] modality ...` through pre-norm blocks to a head on CLS.
 
-    def __init__(self, config: TeacherConfig) -> None:
+    Positions, null tokens and the sequence are the same whatever the `fusion`, see `trainer.fusion`. Where the sequence
+    falls into streams, the first token of each is classified and the logits are averaged over the image and those
+    modalities that are there: with bottlenecks by one head, with late fusion each stream by its own.
+    """
+
+    def __init__(self, config: TeacherConfig, pretrained: PretrainedFacts | None = None) -> None:
+        """Freshly initialised, its backbone too: see `load_backbone`.
+
+        Args:
+            pretrained: of the backbone's weights, if it has any.
+
+        Raises:
+            SpecError: if the backbone is no image model, or cannot take the images of the run.
+        """
         super().__init__()
         self.config = config
         width = config.width
-        self.patch_embedding = nn.Conv2d(3, width, kernel_size=config.patch_size, stride=config.patch_size)
+        if config.backbone is None:
+            self.patch_embedding = nn.Conv2d(3, width, kernel_size=config.patch_size, stride=config.patch_size)
+            self.n_image_tokens = config.n_patches
+        else:
+            self.backbone = Backbone(config.backbone, pretrained, image_size=config.image_size, width=width)
+            self.n_image_tokens = self.backbone.n_tokens
         self.class_token = nn.Parameter(torch.empty(width))
         self.separator = nn.Parameter(torch.empty(width))
         self.positions = nn.Parameter(torch.empty(self.sequence_length, width))
@@ -94,11 +146,21 @@ class Teacher(nn.Module):
         self.encoders = nn.ModuleDict({name: self._encoder(name) for name in config.modalities})
         self.dropout = nn.Dropout(config.dropout)
         # Built one by one: nn.TransformerEncoder copies one layer, so all would start equal.
-        self.blocks = nn.ModuleList(self._block() for _ in range(config.depth))
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.head = nn.Linear(width, config.n_classes)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        streams = streams_of(self.spans)
+        self.blocks = nn.ModuleList(
+            self._block() if config.fusion == "early" else StreamBlocks(streams, self._block)
+            for _ in range(config.depth)
+        )
+        if config.fusion == "bottleneck":
+            self.bottlenecks = nn.Parameter(torch.empty(config.n_bottlenecks or N_BOTTLENECKS, width))
+            nn.init.trunc_normal_(self.bottlenecks, std=0.02)
+        if config.fusion == "late":
+            self.stream_heads = StreamHeads(tuple(streams), width, config.n_classes)
+        else:
+            self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+            self.head = nn.Linear(width, config.n_classes)
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
         self.late_branch: LatentClassifier | None = None
         if config.late_fusion:
             self.late_branch = LatentClassifier(
@@ -120,23 +182,15 @@ class Teacher(nn.Module):
             position_std=self.config.position_std,
         )
 
-    def _block(self) -> nn.TransformerEncoderLayer:
-        return nn.TransformerEncoderLayer(
-            self.config.width,
-            self.config.n_heads,
-            dim_feedforward=self.config.mlp_ratio * self.config.width,
-            dropout=self.config.dropout,
-            activation="gelu",
-            layer_norm_eps=NORM_EPS,
-            batch_first=True,
-            norm_first=True,
-        )
+    def _block(self) -> Block:
+        config = self.config
+        return Block(config.width, config.n_heads, mlp_ratio=config.mlp_ratio, dropout=config.dropout)
 
     @property
     def spans(self) -> dict[str, slice]:
         """Where CLS, the image and each modality lie in the sequence; separators belong to none."""
-        spans = {CLS: slice(0, 1), IMAGE: slice(1, 1 + self.config.n_patches)}
-        stop = 1 + self.config.n_patches
+        stop = 1 + self.n_image_tokens
+        spans = {CLS: slice(0, 1), IMAGE: slice(1, stop)}
         for name in self.config.modalities:
             spans[name] = slice(stop + 1, stop + 1 + self.config.tokens_per_modality)
             stop = spans[name].stop
@@ -150,7 +204,7 @@ class Teacher(nn.Module):
     @property
     def sequence_length(self) -> int:
         """Tokens in the sequence, CLS and separators included."""
-        return 1 + self.config.n_patches + len(self.config.modalities) * (1 + self.config.tokens_per_modality)
+        return 1 + self.n_image_tokens + len(self.config.modalities) * (1 + self.config.tokens_per_modality)
 
     def set_statistics(self, modality: str, mean: Tensor, std: Tensor) -> None:
         """Takes the per-channel mean and standard deviation [C] of the training splits.
@@ -163,6 +217,15 @@ class Teacher(nn.Module):
         scaler: LatentScaler = self.scalers[modality]  # type: ignore[assignment]
         scaler.set_statistics(mean, std)
 
+    def load_backbone(self) -> None:
+        """Gives a pretrained backbone its weights.
+
+        Raises:
+            SpecError: if they are not there, or may not be loaded.
+        """
+        if self.config.backbone is not None:
+            self.backbone.load()
+
     def forward(
         self,
         pixels: Tensor,
@@ -174,7 +237,7 @@ class Teacher(nn.Module):
 
         In training each modality of each image is dropped with probability `modality_dropout`. A
         dropped, absent or wholly padded modality is its learned null tokens to the transformer and 0
-        to the late branch.
+        to the late branch; a stream of null tokens has no vote.
 
         The branches' logits are averaged. Softmax makes of the mean the normalised product of both
         distributions, weighted, so a class must be plausible to both; a sigmoid does so class by class.
@@ -193,16 +256,35 @@ class Teacher(nn.Module):
         latents = self._scaled(raw_latents, present)
         kept = self._kept(pixels, latents, masks)
         tokens = self.dropout(self._content(pixels, latents, masks, kept) + self.positions)
-        block_outputs = []
-        for block in self.blocks:
-            tokens = block(tokens)
-            block_outputs.append(tokens)
-        fused = self.head(self.norm(tokens[:, 0]))
+        block_outputs = self._block_outputs(tokens)
+        fused = self._answer(block_outputs[-1], kept)
         if self.late_branch is None:
             return TeacherOutput(fused, tuple(block_outputs), {"fused": fused})
         late = self.late_branch(latents, masks, kept)
         logits = torch.lerp(fused.float(), late.float(), self.config.late_fusion_weight)
         return TeacherOutput(logits, tuple(block_outputs), {"fused": fused, "late": late})
+
+    def _block_outputs(self, tokens: Tensor) -> list[Tensor]:
+        outputs, shared = [], None
+        for number, block in enumerate(self.blocks):
+            if self.config.fusion == "early":
+                tokens = block(tokens)
+            else:
+                if self.config.fusion == "bottleneck" and number == self.config.first_shared_block:
+                    shared = self.bottlenecks.expand(len(tokens), -1, -1)
+                tokens, shared = block(tokens, shared)
+            outputs.append(tokens)
+        return outputs
+
+    def _answer(self, tokens: Tensor, kept: Mapping[str, Tensor]) -> Tensor:
+        """Logits [B, K] of the last block's output [B, N, D]."""
+        if self.config.fusion == "early":
+            answer: Tensor = self.head(self.norm(tokens[:, 0]))
+            return answer
+        classes = {name: tokens[:, span.start] for name, span in streams_of(self.spans).items()}
+        if self.config.fusion == "late":
+            return mean_of_present(self.stream_heads(classes), kept)
+        return mean_of_present({name: self.head(self.norm(first)) for name, first in classes.items()}, kept)
 
     def _scaled(self, raw_latents: Mapping[str, Tensor], present: Mapping[str, bool] | None) -> dict[str, Tensor]:
         wanted = check_modalities(self.config.modalities, raw_latents, present)
@@ -229,8 +311,7 @@ class Teacher(nn.Module):
     ) -> Tensor:
         """The sequence [B, N, D] before positions are added."""
         n_images, width = len(pixels), self.config.width
-        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
-        parts = [self.class_token.expand(n_images, 1, width), patches]
+        parts = [self.class_token.expand(n_images, 1, width), self._image_tokens(pixels)]
         for name in self.config.modalities:
             encoder: ModalityEncoder = self.encoders[name]  # type: ignore[assignment]
             parts.append(self.separator.expand(n_images, 1, width))
@@ -239,6 +320,13 @@ class Teacher(nn.Module):
             else:
                 parts.append(encoder.null_tokens.expand(n_images, -1, -1))
         return torch.cat(parts, dim=1)
+
+    def _image_tokens(self, pixels: Tensor) -> Tensor:
+        if self.config.backbone is not None:
+            tokens: Tensor = self.backbone(pixels)
+            return tokens
+        patches: Tensor = self.patch_embedding(pixels)
+        return patches.flatten(2).transpose(1, 2)
 
     @torch.no_grad()
     def position_to_content(self, pixels: Tensor, raw_latents: Mapping[str, Tensor]) -> dict[str, float]:

@@ -24,11 +24,16 @@ class TrunkConfig(StrictModel):
 
     @model_validator(mode="after")
     def _patches_and_heads_fit(self) -> Self:
-        if self.image_size % self.patch_size:
+        if self.has_patches and self.image_size % self.patch_size:
             raise ValueError(f"patches of {self.patch_size} do not tile an image of {self.image_size} pixels")
         if self.width % self.n_heads:
             raise ValueError(f"`width` {self.width} is no multiple of `n_heads` {self.n_heads}")
         return self
+
+    @property
+    def has_patches(self) -> bool:
+        """Whether it cuts images into patches itself."""
+        return True
 
     @property
     def n_patches(self) -> int:

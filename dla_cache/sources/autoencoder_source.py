@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dla_cache.lacking import require_finite
+from dla_cache.preprocessing import SYMMETRIC
 from dla_cache.sources.activations import as_array
 from dla_cache.sources.captions import integer_for
 from dla_cache.sources.catalog import SOURCES
 from dla_cache.sources.catalog.encoders import EncoderRow
-from dla_cache.lacking import require_finite
 from dla_cache.sources.loading import (
     COMPUTE_DTYPES,
     WeightParameters,
@@ -23,9 +24,8 @@ from dla_cache.sources.loading import (
     parse_settings,
     told_as_source_error,
 )
-from dla_cache.preprocessing import SYMMETRIC
-from dla_cache.weights import find_weights
 from dla_cache.spec import LatentFormat, LatentSpec, Recipe
+from dla_cache.weights import find_weights
 
 CODES = "codes"
 

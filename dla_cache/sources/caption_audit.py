@@ -11,8 +11,8 @@ from dla_cache.leaks import ModalityAudit, Synonyms, audit_captions
 from dla_cache.modality import Modality
 from dla_cache.sources.captions import texts_of
 from dla_cache.sources.catalog import SOURCES
-from dla_cache.weights import find_weights
 from dla_cache.store import LatentStore
+from dla_cache.weights import find_weights
 
 
 def count_again(

@@ -28,8 +28,8 @@ from dla_cache.sources.loading import (
     parse_parameters,
     told_as_source_error,
 )
-from dla_cache.weights import find_weights
 from dla_cache.spec import LatentFormat, LatentSpec, Recipe
+from dla_cache.weights import find_weights
 
 SMALLEST_INTEGER = (("uint8", 2**8), ("int16", 2**15), ("int32", 2**31))
 """What holds codes, and how many different ones."""

@@ -31,8 +31,8 @@ from dla_cache.sources.loading import (
     parse_parameters,
     told_as_source_error,
 )
-from dla_cache.weights import find_weights, joint_hash
 from dla_cache.spec import LatentFormat, LatentSpec, Recipe
+from dla_cache.weights import find_weights, joint_hash
 
 
 class OwnDraws(LogitsProcessor):

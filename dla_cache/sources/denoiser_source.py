@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dla_cache.errors import SpecError
+from dla_cache.lacking import require_finite
+from dla_cache.preprocessing import SYMMETRIC
 from dla_cache.sources import Encoded
 from dla_cache.sources.activations import Hook, activations, as_array, axes_of, pooled
 from dla_cache.sources.captions import BlipCaptioner, open_captioner, require_no_caption_settings
@@ -21,7 +23,6 @@ from dla_cache.sources.catalog import SOURCES
 from dla_cache.sources.catalog.entry import CAPTION, PipelineRow, Scalar
 from dla_cache.sources.diffusers_source import require_prompt_fits
 from dla_cache.sources.encoder_source import pool_named
-from dla_cache.lacking import require_finite
 from dla_cache.sources.loading import (
     ATTENTION,
     COMPUTE_DTYPES,
@@ -32,10 +33,9 @@ from dla_cache.sources.loading import (
     refuse_global_draws,
     told_as_source_error,
 )
-from dla_cache.preprocessing import SYMMETRIC
 from dla_cache.sources.presets import preset_of
-from dla_cache.weights import joint_hash
 from dla_cache.spec import LatentFormat, LatentSpec, Recipe
+from dla_cache.weights import joint_hash
 
 
 class DenoiserSource:

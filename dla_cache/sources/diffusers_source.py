@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dla_cache.errors import SourceError, SpecError
+from dla_cache.lacking import only_errors, require_finite
 from dla_cache.sources import Encoded
 from dla_cache.sources.captions import BlipCaptioner, open_captioner, require_no_caption_settings
 from dla_cache.sources.catalog import SOURCES
 from dla_cache.sources.catalog.entry import CAPTION, TEXT_SETTINGS, PipelineRow, Scalar
-from dla_cache.lacking import only_errors, require_finite
 from dla_cache.sources.loading import (
     ATTENTION,
     COMPUTE_DTYPES,
@@ -29,8 +29,8 @@ from dla_cache.sources.loading import (
     told_as_source_error,
 )
 from dla_cache.sources.presets import preset_of, preset_settings
-from dla_cache.weights import joint_hash
 from dla_cache.spec import LatentFormat, LatentSpec, Recipe
+from dla_cache.weights import joint_hash
 
 
 class FixUp:

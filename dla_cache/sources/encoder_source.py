@@ -10,11 +10,12 @@ import transformers
 from numpy.typing import NDArray
 
 from dla_cache.errors import SourceError, name_some
+from dla_cache.lacking import require_finite
+from dla_cache.preprocessing import read_preprocessing
 from dla_cache.sources.activations import Hook, Pool, activations, as_array, axes_of, pooled
 from dla_cache.sources.catalog import SOURCES
 from dla_cache.sources.catalog.encoders import EncoderRow
 from dla_cache.sources.catalog.entry import Scalar
-from dla_cache.lacking import require_finite
 from dla_cache.sources.loading import (
     COMPUTE_DTYPES,
     WeightParameters,
@@ -25,9 +26,8 @@ from dla_cache.sources.loading import (
     refuse_global_draws,
     told_as_source_error,
 )
-from dla_cache.preprocessing import read_preprocessing
-from dla_cache.weights import find_weights
 from dla_cache.spec import LatentFormat, LatentSpec, Recipe
+from dla_cache.weights import find_weights
 
 ATTENTION = ("sdpa", "eager")
 """Backends that are part of torch. Others, as those whose names end in `_hub`, may be fetched from the hub when a model

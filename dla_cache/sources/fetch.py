@@ -24,8 +24,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoSibling
 
 from dla_cache.errors import DlaError, SourceError, name_some
-from dla_cache.sources import SourceEntry
 from dla_cache.remembered import sha256_of
+from dla_cache.sources import SourceEntry
 from dla_cache.sources.table import captioner_of
 from dla_cache.weights import PICKLES, TEXTS, WEIGHTS
 

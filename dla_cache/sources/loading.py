@@ -15,8 +15,8 @@ import torch
 from pydantic import Field, create_model
 
 from dla_cache.errors import DlaError, MissingDependencyError, SourceError, SpecError
-from dla_cache.sources.catalog.entry import CAPTION, PipelineRow, Scalar, SourceEntry
 from dla_cache.lacking import only_errors, require_loaded
+from dla_cache.sources.catalog.entry import CAPTION, PipelineRow, Scalar, SourceEntry
 from dla_cache.sources.presets import (
     LORA,
     Preset,
@@ -26,8 +26,8 @@ from dla_cache.sources.presets import (
     load_denoiser,
     scheduler_like,
 )
-from dla_cache.weights import Weights, find_weights
 from dla_cache.spec import LatentSpec, StrictModel, parse_spec
+from dla_cache.weights import Weights, find_weights
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

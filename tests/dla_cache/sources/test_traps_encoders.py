@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from dla_cache.errors import SourceError, SpecError
-from dla_cache.sources import LatentSource, open_source
 from dla_cache.preprocessing import read_preprocessing
+from dla_cache.sources import LatentSource, open_source
 from tests.dla_cache.sources.conftest import some_pixels, spec_of
 from tests.dla_cache.sources.tiny import SIDE, generators, save_seeded
 from tests.dla_cache.sources.tiny_encoders import VISION, processed, processor
