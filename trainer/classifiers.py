@@ -54,7 +54,7 @@ class ClassifierConfig(StrictModel):
     def _one_origin(self) -> Self:
         named = [name for name in ORIGINS if getattr(self, name) is not None]
         if len(named) != 1:
-            raise ValueError(f"a student has one of `{'`, `'.join(ORIGINS)}`, and this has {' and '.join(named) or 'none'}")
+            raise ValueError(f"a student has one of {', '.join(ORIGINS)}, and this {' and '.join(named) or 'none'}")
         if self.revision is not None and self.pretrained is None:
             raise ValueError("`revision` is of a `pretrained` student")
         if "image_size" in self.settings:
@@ -73,7 +73,7 @@ def build_classifier(config: ClassifierConfig, facts: PretrainedFacts | None) ->
         MissingDependencyError: if it is one of timm, which is not installed.
     """
     if config.timm is not None:
-        return build_of(timm_config(config), config)
+        return build_of(timm_config(config.timm, config), config)
     if config.architecture is not None:
         return build_of(config_of(config.architecture, config), config)
     assert facts is not None
@@ -94,7 +94,7 @@ def config_of(architecture: str, config: ClassifierConfig) -> PreTrainedConfig:
     return make_config(architecture, config.settings, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, "model", image_size=size)
 
 
-def timm_config(config: ClassifierConfig) -> PreTrainedConfig:
+def timm_config(name: str, config: ClassifierConfig) -> PreTrainedConfig:
     """What stock transformers needs to know of a model of timm.
 
     Raises:
@@ -102,9 +102,9 @@ def timm_config(config: ClassifierConfig) -> PreTrainedConfig:
     """
     if find_spec("timm") is None:
         raise MissingDependencyError(
-            f"the student `{config.timm}` is one of timm, which is not installed", hint="pip install 'dla[timm]'"
+            f"the student `{name}` is one of timm, which is not installed", hint="pip install 'dla[timm]'"
         )
-    return TimmWrapperConfig(architecture=config.timm, model_args=config.settings or None)
+    return TimmWrapperConfig(architecture=name, model_args=config.settings or None)
 
 
 def with_settings(facts: PretrainedFacts, config: ClassifierConfig) -> PreTrainedConfig:
@@ -148,7 +148,7 @@ def build_of(own: PreTrainedConfig, config: ClassifierConfig) -> PreTrainedModel
 
 def class_of(own: PreTrainedConfig) -> Any:
     """The image classifier that belongs to a config; of several the one that its `architectures` name."""
-    known = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(own)]
+    known: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(own)]
     if not isinstance(known, tuple):
         return known
     named = [one for one in known if one.__name__ in (own.architectures or ())]
@@ -218,7 +218,7 @@ def shape_in(tensors: Mapping[str, Tensor], name: str) -> str:
 
 def heads_of(student: nn.Module) -> tuple[str, ...]:
     """How the names of a classifier's own parameters begin, those of the trunk left out."""
-    found = {}
+    found: dict[str, None] = {}
     for name, _ in student.named_parameters():
         for depth, part in enumerate(name.split(".")[:2], start=1):
             if part in HEADS:

@@ -62,7 +62,7 @@ class MessyHeads(nn.Module):
         target_widths: Mapping[Target, int],
         *,
         hidden: int,
-        read: Reading = CLS,
+        read: Reading = "cls",
     ) -> None:
         """
         Args:

@@ -116,8 +116,9 @@ def model_size(student: PreTrainedModel, image_size: int) -> ModelSize:
 def meta_copy(student: PreTrainedModel) -> PreTrainedModel:
     """The same model without numbers, in evaluation mode."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        copied: PreTrainedModel = type(student)._from_config(copy.deepcopy(student.config))
-    return copied.eval()
+        copied: PreTrainedModel = type(student)._from_config(copy.deepcopy(student.config))  # type: ignore[no-untyped-call]
+    copied.train(False)
+    return copied
 
 
 @torch.no_grad()
@@ -144,10 +145,7 @@ def parameter_depths(student: nn.Module, block_names: Sequence[str]) -> dict[str
     """
     names = [name for name, _ in student.named_parameters()]
     block_of = {
-        name: number + 1
-        for number, block in enumerate(block_names)
-        for name in names
-        if name.startswith(f"{block}.")
+        name: number + 1 for number, block in enumerate(block_names) for name in names if name.startswith(f"{block}.")
     }
     if not block_of:
         raise SpecError("the student has no blocks by which rates could fall", hint="set `loop.layer_decay: 1.0`")

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 from transformers.image_utils import PILImageResampling
 
-from trainer.outline import Blocks
 from trainer.data import PixelScale
 from trainer.features import Features
+from trainer.outline import Blocks
 from trainer.trunk import TrunkConfig
 
 MULTI_LABEL: Literal["multi_label_classification"] = "multi_label_classification"

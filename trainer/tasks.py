@@ -14,7 +14,6 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from dla_cache.errors import SpecError
-from trainer.outline import Blocks, find_blocks, parameter_depths
 from trainer.classifiers import uses_batch_statistics
 from trainer.config import SelfTraining
 from trainer.data import Batch
@@ -24,6 +23,7 @@ from trainer.objectives import Need, ObjectiveConfig, ObjectiveInputs, weighted_
 from trainer.objectives.ce import cross_entropy, has_label
 from trainer.objectives.kd import yes_and_no
 from trainer.objectives.messy import messy_terms, what_to_read
+from trainer.outline import Blocks, find_blocks, parameter_depths
 from trainer.probe import LatentProbe
 from trainer.reference import Reference
 from trainer.student import student_features, student_position_to_content
@@ -269,7 +269,8 @@ class StudentTask:
         depths = parameter_depths(self.student, tuple(self.widths))
         top = max(depths.values())
         heads = self.heads.named_parameters() if self.heads is not None else ()
-        return {f"student.{name}": depth for name, depth in depths.items()} | {f"heads.{name}": top for name, _ in heads}
+        of_student = {f"student.{name}": depth for name, depth in depths.items()}
+        return of_student | {f"heads.{name}": top for name, _ in heads}
 
 
 def build_heads(blocks: Blocks, objective: ObjectiveConfig, reference: Reference) -> MessyHeads:

@@ -57,9 +57,8 @@ def save_pretrained(family, folder, *, n_classes=5, mean=(0.5, 0.5, 0.5), seed=7
     """A checkpoint as its makers publish it: weights, config, image processor."""
     model = make_student(family, n_classes=n_classes, seed=seed)
     model.save_pretrained(folder, **changes)
-    ViTImageProcessorPil(image_mean=list(mean), image_std=[0.5] * 3, size={"height": SIDE, "width": SIDE}).save_pretrained(
-        folder
-    )
+    processor = ViTImageProcessorPil(image_mean=list(mean), image_std=[0.5] * 3, size={"height": SIDE, "width": SIDE})
+    processor.save_pretrained(folder)
     return model
 
 

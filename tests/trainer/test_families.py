@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification
 
+from dla_cache.errors import SpecError
 from tests.trainer.students import (
     FAMILIES,
     SETTINGS,
@@ -12,10 +13,8 @@ from tests.trainer.students import (
     WITH_BATCH_NORM,
     WITH_CLS,
     make_student,
-    model_of,
     some_pixels,
 )
-from dla_cache.errors import SpecError
 from trainer.classifiers import ClassifierConfig, build_classifier
 from trainer.data import Batch
 from trainer.objectives import ObjectiveConfig

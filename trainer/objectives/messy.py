@@ -142,7 +142,8 @@ def resize_tokens(tokens: Tensor, n_tokens: int) -> Tensor:
     sides = math.isqrt(tokens.shape[1]), math.isqrt(n_tokens)
     if sides[0] ** 2 != tokens.shape[1] or sides[1] ** 2 != n_tokens:
         raise ValueError(f"{tokens.shape[1]} or {n_tokens} tokens are no square grid")
-    grid = at_least_float32(tokens).transpose(1, 2).unflatten(2, (sides[0], sides[0]))
-    if sides[0] != sides[1]:
-        grid = functional.interpolate(grid, (sides[1], sides[1]), mode="bilinear", antialias=sides[1] < sides[0])
+    if sides[0] == sides[1]:
+        return at_least_float32(tokens)
+    grid = at_least_float32(tokens).transpose(1, 2).reshape(len(tokens), -1, sides[0], sides[0])
+    grid = functional.interpolate(grid, (sides[1], sides[1]), mode="bilinear", antialias=sides[1] < sides[0])
     return grid.flatten(2).transpose(1, 2)
