@@ -153,7 +153,9 @@ def architecture_of(run: TrainedRun) -> str:
     """What transformers, or timm, calls the model."""
     assert isinstance(run.task, StudentTask)
     config = run.task.student.config
-    return f"`{config.architecture}` of timm" if "timm" in run.config.model else f"`{config.model_type}` of transformers"
+    return (
+        f"`{config.architecture}` of timm" if "timm" in run.config.model else f"`{config.model_type}` of transformers"
+    )
 
 
 def in_thousands(number: int) -> str:

@@ -14,6 +14,7 @@ from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, PreTrainedConfi
 
 from dla_cache.errors import MissingDependencyError, SpecError
 from dla_cache.spec import StrictModel
+from trainer.backbone import check_backbone_pixels, pretrained_backbone
 from trainer.outline import meta_copy, run_on_nothing
 from trainer.pretrained import (
     PretrainedFacts,
@@ -155,17 +156,18 @@ def class_of(own: PreTrainedConfig) -> Any:
     return (named or known)[0]
 
 
-def pretrained_classifier(model: Mapping[str, Any]) -> PretrainedFacts | None:
-    """What is known of the weights that `model` of a run names for itself.
+def pretrained_facts(model: Mapping[str, Any]) -> PretrainedFacts | None:
+    """What is known of the weights that `model` of a run names, for itself or its backbone; None if it names none.
 
     Raises:
         SpecError: if they are not there, or may not be loaded.
     """
-    place = model.get("pretrained")
-    return None if place is None else read_pretrained(place, model.get("revision"))
+    if model.get("pretrained") is None:
+        return pretrained_backbone(model)
+    return read_pretrained(model["pretrained"], model.get("revision"))
 
 
-def check_classifier_pixels(
+def check_pretrained_pixels(
     model: Mapping[str, Any], mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> None:
     """Refuses pixels of another scale than those weights were trained on.
@@ -173,6 +175,7 @@ def check_classifier_pixels(
     Raises:
         SpecError: saying what to set.
     """
+    check_backbone_pixels(model, mean, std)
     if model.get("pretrained") is not None:
         check_pixels(model["pretrained"], model.get("revision"), mean, std)
 

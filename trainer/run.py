@@ -12,14 +12,13 @@ import torch
 from dla_cache.errors import RecipeMismatchError, SpecError, name_some
 from dla_cache.spec import ORIGINAL_IMAGES, StrictModel, parse_spec
 from dla_cache.store import LatentStore, open_store
-from trainer.backbone import check_backbone_pixels, pretrained_backbone
 from trainer.checkpoint import fitting, load_checkpoint, write_atomically
 from trainer.classifiers import (
     ClassifierConfig,
     build_classifier,
-    check_classifier_pixels,
+    check_pretrained_pixels,
     load_classifier,
-    pretrained_classifier,
+    pretrained_facts,
 )
 from trainer.config import RunConfig, config_class, folder_of
 from trainer.data import PairSource, PixelScale, Role
@@ -100,8 +99,7 @@ def _train_locked(
     check_roles(config, store)
     if target_run is not None:
         check_same_pixels(config, target_run)
-    check_backbone_pixels(config.model, config.pixel_mean, config.pixel_std)
-    check_classifier_pixels(config.model, config.pixel_mean, config.pixel_std)
+    check_pretrained_pixels(config.model, config.pixel_mean, config.pixel_std)
 
     torch.manual_seed(config.seed)
     task = build_task(config, facts, target_run)
@@ -137,7 +135,10 @@ def _train_locked(
 
     training = pairs.training(roles)
     with closing(training(0)) as stream:
-        position_to_content = task.position_to_content(next(stream))
+        first = next(stream)
+        if isinstance(task, StudentTask):
+            task.check_batch(first)
+        position_to_content = task.position_to_content(first)
     loop = Loop(task, resolve_loop(config, store), folder, seed=config.seed)
     if begun is None:
         # Now that all parts fit: one begun for a run that cannot start would stand in the way of the corrected run.
@@ -221,7 +222,7 @@ def data_facts(
         rows_sha256=digest_of_rows(store),
         latents_sha256={name: store.content_hash([name]) for name in seen if name in recipes},
         teacher_sha256=target_run.weights_sha256 if target_run is not None else None,
-        pretrained=pretrained_backbone(config.model) or pretrained_classifier(config.model),
+        pretrained=pretrained_facts(config.model),
         images=from_store or ORIGINAL_IMAGES,
     )
     if target_run is not None:

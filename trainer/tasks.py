@@ -236,8 +236,8 @@ class StudentTask:
         ratio = student_position_to_content(self.student, batch.pixels)
         return {} if ratio is None else {"image": ratio}
 
-    def losses(self, batch: Batch) -> TaskLosses:
-        """The losses of one batch.
+    def check_batch(self, batch: Batch) -> None:
+        """Refuses a batch that says nothing of its statistics.
 
         Raises:
             SpecError: if a student with batch norm is shown one image alone.
@@ -247,6 +247,9 @@ class StudentTask:
                 f"the student's batch norm (`{self.student.config.model_type}`) cannot learn from one image at a time",
                 hint="set `labelled_per_batch`, or what is left of it on each process, to 2 or more",
             )
+
+    def losses(self, batch: Batch) -> TaskLosses:
+        self.check_batch(batch)
         if self.heads is None:
             features = Features(self.student(pixel_values=batch.pixels).logits)
         else:

@@ -1,6 +1,5 @@
 """Students of every family from their run file to their export: the same store, loop, commands and checks for all."""
 
-import json
 from functools import cache
 
 import numpy as np
@@ -10,12 +9,11 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from dla_cache.images import centre_square
-from tests.trainer.students import FAMILIES, SIDE, WITH_BATCH_NORM, model_of
+from tests.trainer.students import FAMILIES, SIDE, WITH_BATCH_NORM, make_student, model_of
 from trainer.data import PixelScale
-from trainer.export import export_run
+from trainer.export import FORMATS, Student, compare, export_run
 from trainer.predict import classify, open_student
 from trainer.run import load_run, train_run
-from trainer.run_folder import read_result
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -67,7 +65,8 @@ def test_a_run_and_its_export_name_the_same_classes_of_a_file(family, trained, e
     path = tmp_path / "image.png"
     Image.fromarray(np.random.default_rng(5).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path)
     (of_run,), (of_export,) = (
-        list(classify(open_student(folder), [path], batch_size=2, top=3)) for folder in (trained(family), exported(family))
+        list(classify(open_student(folder), [path], batch_size=2, top=3))
+        for folder in (trained(family), exported(family))
     )
     assert [name for name, _ in of_run.classes] == [name for name, _ in of_export.classes]
     np.testing.assert_allclose([p for _, p in of_run.classes], [p for _, p in of_export.classes], atol=1e-6)
@@ -88,3 +87,19 @@ def test_batch_statistics_are_averaged_kept_and_loaded(family, trained):
     assert means
     assert any(value.any() for value in means)
     assert {int(value) for name, value in state.items() if name.endswith("num_batches_tracked")} == {2}
+
+
+@pytest.mark.parametrize(
+    ("family", "format_name"),
+    [("swin", "onnx"), ("resnet", "onnx"), ("resnet", "torch-export"), ("convnext", "torch-export")],
+)
+def test_a_traced_export_of_each_kind_of_layer_gives_the_student_s_logits(family, format_name, tmp_path):
+    if format_name == "onnx":
+        pytest.importorskip("onnxscript", reason="an extra")
+    names = ("red", "green", "blue")
+    student = Student(make_student(family), names, False, SIDE, PixelScale((0.5,) * 3, (0.5,) * 3))
+    images = [np.random.default_rng(n).integers(0, 256, (3, 40, 50 + n), dtype=np.uint8) for n in range(4)]
+    difference, largest = compare(FORMATS[format_name](student, tmp_path), student, images)
+    assert difference < 1e-5
+    assert largest > 1e-3
+    assert (student.model.config._attn_implementation == "sdpa") == (family == "swin")
