@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 
 from dla_cache.errors import SpecError
 from trainer.features import CLS, IMAGE, Features
+from trainer.pretrained import told_as_spec_error
 
-NUMBERED = re.compile(r"(?:.*\.)?(?:layer|stage|block)?_?\d+")
+NUMBERED = re.compile(r"(?:.*\.)?(?:layer|stage|block|s)?_?\d+")
 """Name of a module that is one of several in a row; embeddings are not, and no block."""
 
 CLS_TOKEN = "cls_token"
@@ -72,12 +73,10 @@ def find_blocks(student: PreTrainedModel) -> Blocks:
         module.register_forward_hook(
             lambda _, inputs, output, name=name: returned.append((name, output[0] if type(output) is tuple else output))
         )
-    hidden_states = run_on_nothing(copied, side_of(student), output_hidden_states=True).hidden_states
-    if not hidden_states:
-        raise SpecError(
-            f"`{student.config.model_type}` does not tell what its blocks hold",
-            hint="drop `messy` from the objective, or choose another student",
-        )
+    with told_as_spec_error(f"`{student.config.model_type}` does not tell what its blocks hold"):
+        hidden_states = run_on_nothing(copied, side_of(student), output_hidden_states=True).hidden_states
+        if not hidden_states:
+            raise ValueError("it puts out no hidden states")
     names = [name_of(hidden, returned) for hidden in hidden_states]
     if not any(names):  # as where a model returns reshaped copies
         names = [f"hidden_states.{number}" for number in range(len(names))]
@@ -129,7 +128,8 @@ def run_on_nothing(student: PreTrainedModel, side: int, **options: Any) -> Any:
 
 def side_of(student: PreTrainedModel) -> int:
     """A side of images, in pixels, that the model takes."""
-    match getattr(student.config, "image_size", None):
+    of_timm = (getattr(student.config, "model_args", None) or {}).get("img_size")
+    match getattr(student.config, "image_size", of_timm):
         case int(side) | [int(side), *_]:
             return side
     return ANY_SIDE
