@@ -19,8 +19,8 @@ from dla_cache.errors import StoreError
 if TYPE_CHECKING:
     from trainer.evaluate import Predictions
     from trainer.measure import Measurement
-    from trainer.run import TrainedRun
     from trainer.scores import Score
+    from trainer.upbringing import TrainedRun
 
 SHOWN_CLASSES = 40
 """Of more classes the worst are shown; all stand in `--json`."""

@@ -1,20 +1,28 @@
 """`dla train`: one run, from a run file or a preset, to a run folder."""
 
+import json
+import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.device import require_device
-from cli.render import ProgressReporter, counted, print_table
+from cli.render import ProgressReporter, as_size, counted, print_table
 from cli.settings import apply_overrides
 from cli.signals import stop_on_signals
 
-KINDS = ("probe", "teacher", "student")
+if TYPE_CHECKING:
+    from trainer.targets import TargetsConfig
+
+KINDS = ("probe", "teacher", "student", "targets")
 
 
 def train(
-    what: Annotated[str, typer.Argument(metavar="RUN.yaml|KIND", help="A run file, or probe, teacher or student.")],
+    what: Annotated[
+        str, typer.Argument(metavar="RUN.yaml|KIND", help="A run file, or probe, teacher, student or targets.")
+    ],
     preset: Annotated[
         str | None, typer.Option("--preset", help="paper or embedded: the settings below the run's own.")
     ] = None,
@@ -35,7 +43,11 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved run and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """Train a latent probe, a DLA teacher or an image-only student from a cache."""
+    """Train a latent probe, a DLA teacher or an image-only student from a cache.
+
+    `targets` trains nothing: it asks a trained model once about several views of every image, and stores the answers
+    for students that then need neither the model nor latents.
+    """
     from transformers.utils.logging import disable_progress_bar
 
     from dla_cache.remote import is_remote
@@ -43,18 +55,26 @@ def train(
     from trainer.config import resolve_run
     from trainer.run import train_run
     from trainer.run_folder import dump_config
+    from trainer.targets import resolve_targets
 
     is_kind = what in KINDS
     value: dict[str, Any] = {"kind": what} if is_kind else load_yaml(Path(what))
     base = Path() if is_kind else Path(what).parent
-    flags = {"preset": preset, "seed": seed}
+    asks = value.get("kind") == "targets"
+    flags = {"preset": preset} if asks else {"preset": preset, "seed": seed}
     if store is not None:
         value["store"] = store if is_remote(store) else str(Path(store).absolute())
     paths = {"images": images, "output": out, "teacher": teacher}
     value |= {name: flag for name, flag in flags.items() if flag is not None}
     # A path on the command line starts from here, one in a file from the file.
     value |= {name: str(flag.absolute()) for name, flag in paths.items() if flag is not None}
-    config = resolve_run(apply_overrides(value, overrides or []), base=base, where=what)
+    value = apply_overrides(value, overrides or [])
+    if asks:
+        if resume or seed is not None:
+            raise typer.BadParameter("targets go on by themselves, and their views' seed is `--set view.seed=`")
+        _make_targets(resolve_targets(value, base=base, where=what), dry_run=dry_run, as_json=as_json)
+        return
+    config = resolve_run(value, base=base, where=what)
     if dry_run:
         typer.echo(config.model_dump_json() if as_json else dump_config(config), nl=as_json)
         return
@@ -86,3 +106,35 @@ def train(
     ]
     print_table(("measured", "value", ""), rows)
     typer.echo(f"run folder {config.output}")
+
+
+def _make_targets(config: "TargetsConfig", *, dry_run: bool, as_json: bool) -> None:
+    from trainer.run_folder import dump_config
+    from trainer.target_store import make_targets
+
+    if dry_run:
+        typer.echo(config.model_dump_json() if as_json else dump_config(config), nl=as_json)
+        return
+    require_device(config.device)
+    rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    with ProgressReporter("targets", "images") as reporter, stop_on_signals() as should_stop:
+        report = make_targets(
+            config, rank=rank, world_size=world_size, on_progress=reporter.update, should_stop=should_stop
+        )
+    if as_json:
+        typer.echo(json.dumps(asdict(report)))
+        return
+    rows = [
+        ("images", f"{report.images:,}", f"each in {counted(report.views, 'view')}"),
+        ("targets", str(len(report.targets)), ", ".join(report.targets)),
+        ("size", as_size(report.bytes_per_view), "an image and view"),
+        ("shards", f"{report.computed:,} computed", f"of {report.shards:,}"),
+    ]
+    if report.logits_error is not None:
+        error = report.logits_error
+        rows += [
+            ("stored logits", f"KL {error.kl_mean:.2g} nats", f"from the model's; at most {error.kl_max:.2g}"),
+            ("", f"{100 * error.top1_kept:.2f} %", "keep the likeliest class"),
+        ]
+    print_table(("made", "value", ""), rows)
+    typer.echo(f"targets {config.output}")

@@ -1,6 +1,6 @@
 """Several stores read as one, joined by image ID: say, depth from one build and sound from another."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -55,10 +55,7 @@ class JoinedStore:
         _check_classes(stores)
         self._recipes = _common_recipes(stores)
         images, removed = _common_images(stores)
-        held = {
-            name: {image_id for store in stores if name in store.modalities for image_id in store.rows.row_by_id}
-            for name in self._recipes
-        }
+        held = _held_by(stores)
         whole = [image for image in images if all(image.image_id in ids for ids in held.values())]
         self.coverage = Coverage(
             images=len(images),
@@ -76,7 +73,7 @@ class JoinedStore:
         )
         self._rows_in = [_rows_in(store, self.rows) for store in stores]
 
-    def _refuse_gaps(self, images: Iterable[StoredImage], held: dict[str, set[str]]) -> None:
+    def _refuse_gaps(self, images: Iterable[StoredImage], held: Mapping[str, Collection[str]]) -> None:
         lacking = {
             name: [image.image_id for image in images if image.image_id not in ids] for name, ids in held.items()
         }
@@ -221,6 +218,19 @@ def _common_images(stores: Sequence[LatentStore]) -> tuple[list[StoredImage], in
                 hint="build both stores from one manifest",
             )
     return [image for image in found.values() if image.image_id not in removed], len(removed)
+
+
+def _held_by(stores: Sequence[LatentStore]) -> dict[str, Collection[str]]:
+    """The IDs of the images that have each modality; one collection for all modalities of the same stores."""
+    of_stores: dict[tuple[int, ...], Collection[str]] = {}
+    held = {}
+    for name in _common_recipes(stores):
+        which = tuple(place for place, store in enumerate(stores) if name in store.modalities)
+        if which not in of_stores:
+            ids = [stores[place].rows.row_by_id.keys() for place in which]
+            of_stores[which] = ids[0] if len(ids) == 1 else set().union(*ids)
+        held[name] = of_stores[which]
+    return held
 
 
 def _rows_in(store: LatentStore, rows: RowTable) -> NDArray[np.int64]:

@@ -19,9 +19,7 @@ def only_errors() -> Iterator[None]:
 
     They list the text half of a model of which the image half is loaded, weight by weight.
     """
-    # Who trains has no diffusers, and a library that is not loaded says nothing.
-    names = ("diffusers.utils.logging", "transformers.utils.logging")
-    libraries: list[Any] = [sys.modules[name] for name in names if name in sys.modules]
+    libraries = _loaded_libraries()
     levels = [library.get_verbosity() for library in libraries]
     for library in libraries:
         library.set_verbosity(logging.ERROR)
@@ -30,6 +28,25 @@ def only_errors() -> Iterator[None]:
     finally:
         for library, level in zip(libraries, levels, strict=True):
             library.set_verbosity(level)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Loads without the bars of diffusers and transformers: a command has one of its own."""
+    shown = [library for library in _loaded_libraries() if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
+
+
+def _loaded_libraries() -> list[Any]:
+    """What the two log by. Who trains has no diffusers, and a library that is not loaded says nothing."""
+    names = ("diffusers.utils.logging", "transformers.utils.logging")
+    return [sys.modules[name] for name in names if name in sys.modules]
 
 
 def require_loaded(components: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ KINDS = {
     "variation": "another picture of the same",
     "features": "what an encoder makes of it: a control, or a teacher",
     "caption": "what a text says of it",
+    "target": "what a trained teacher answers to a view of it",
 }
 """Every kind, and what it tells of an image."""
 
@@ -46,6 +47,7 @@ class Modality(str):
     VARIATION: ClassVar["Modality"]
     FEATURES: ClassVar["Modality"]
     CAPTION: ClassVar["Modality"]
+    TARGET: ClassVar["Modality"]
 
     __slots__ = ()
 

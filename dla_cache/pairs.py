@@ -113,6 +113,7 @@ class PairStream:
         keep_decoded_bytes: int = 2**30,
         threads: int = 1,
         pin_memory: bool = False,
+        modalities_of: Callable[[int], Sequence[str]] | None = None,
     ) -> None:
         """
         Args:
@@ -131,6 +132,7 @@ class PairStream:
                 decoded once and not once an epoch; those that do not fit are decoded each time.
             threads: so many make batches ahead, each a batch at a time. They change nothing in the batches.
             pin_memory: hands out tensors in page-locked memory, from which a GPU copies while it computes.
+            modalities_of: which of the modalities the batches of an epoch have; None for all in every epoch.
 
         Raises:
             StoreError: if `batch_size`, `seed` or `threads` is too small, a split has no image, dropping the last
@@ -156,6 +158,7 @@ class PairStream:
             "keep_decoded_bytes": keep_decoded_bytes,
             "threads": threads,
             "pin_memory": pin_memory,
+            "modalities_of": modalities_of,
         }
         if batch_size < 1 or seed < 0 or threads < 1:
             raise StoreError(
@@ -170,6 +173,7 @@ class PairStream:
                 hint="leave out `pin_memory`; `dla doctor` shows the devices",
             )
         self.modalities = tuple(store.modalities if modalities is None else modalities)
+        self._modalities_of = modalities_of
         store.require_complete([*self.modalities, *([IMAGES] if images and image_root is None else [])])
         self._store = store
         self._rows = chosen_rows(store, splits, where, image_ids)
@@ -245,13 +249,14 @@ class PairStream:
             positions = self._order.positions(epoch, start + first, start + last)
         rows = self._rows[positions]
         pixels, images = self._images.take(positions) if self._images is not None else ((), ())
+        names = self.modalities if self._modalities_of is None else self._modalities_of(epoch)
         batch = PairBatch(
             image_ids=self._store.rows.ids_of(rows),
             rows=rows,
             pixels=pixels,
             images=images,
-            latents={name: torch.from_numpy(self._store.read(name, rows)) for name in self.modalities},
-            present={name: torch.from_numpy(self._store.present(name, rows)) for name in self.modalities},
+            latents={name: torch.from_numpy(self._store.read(name, rows)) for name in names},
+            present={name: torch.from_numpy(self._store.present(name, rows)) for name in names},
             labels=torch.from_numpy(label_array(self._store, rows)),
             epoch=epoch,
             number=number,

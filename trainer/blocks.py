@@ -39,12 +39,22 @@ class Block(nn.TransformerEncoderLayer):
 
     def _attend(self, tokens_BND: Tensor) -> Tensor:
         attention = self.self_attn
-        n_images, n_tokens, width = tokens_BND.shape
-        projected = functional.linear(tokens_BND, attention.in_proj_weight, attention.in_proj_bias)
-        heads = projected.view(n_images, n_tokens, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
-        queries, keys, values = heads.unbind()
-        looked = functional.scaled_dot_product_attention(
-            queries, keys, values, dropout_p=attention.dropout if self.training else 0.0
+        tokens_NBD = tokens_BND.transpose(0, 1)
+        looked, _ = functional.multi_head_attention_forward(
+            tokens_NBD,
+            tokens_NBD,
+            tokens_NBD,
+            attention.embed_dim,
+            attention.num_heads,
+            attention.in_proj_weight,
+            attention.in_proj_bias,
+            bias_k=None,
+            bias_v=None,
+            add_zero_attn=False,
+            dropout_p=attention.dropout,
+            out_proj_weight=attention.out_proj.weight,
+            out_proj_bias=attention.out_proj.bias,
+            training=self.training,
+            need_weights=False,
         )
-        gathered: Tensor = attention.out_proj(looked.transpose(1, 2).reshape(n_images, n_tokens, width))
-        return gathered
+        return looked.transpose(0, 1)

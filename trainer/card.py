@@ -9,9 +9,9 @@ from dla_cache.errors import DlaError
 from dla_cache.spec import Recipe
 from dla_cache.store import open_store
 from trainer.outline import model_size
-from trainer.run import TrainedRun
 from trainer.run_folder import RunResult, read_config
 from trainer.tasks import StudentTask
+from trainer.upbringing import TrainedRun
 
 USE_TRANSFORMERS = """\
 from PIL import Image, ImageOps

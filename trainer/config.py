@@ -38,7 +38,7 @@ def config_class(kind: str, model: Mapping[str, Any]) -> type[StrictModel]:
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-PLACES = ("store", "images", "output", "teacher")
+PLACES = ("store", "images", "output", "teacher", "targets")
 """Fields of a run that are paths, `store` maybe a URL; a run file's are relative to the file. They are no part of what
 a run is."""
 
@@ -95,6 +95,9 @@ class RunConfig(StrictModel):
     """Run folder."""
     teacher: str | None = None
     """Students only: run folder of the probe, teacher or student to learn from."""
+    targets: str | None = None
+    """Students only, in place of `teacher`: store of what it said of each view, as `dla train targets` makes it.
+    No teacher and no latents are needed then."""
     modalities: tuple[str, ...] | None = None
     """Probes and teachers: which modalities to see; all of the store when absent."""
     roles: Roles = Roles()
@@ -142,12 +145,15 @@ class RunConfig(StrictModel):
         if (self.kind == "student") != (self.objective is not None):
             raise ValueError("`objective` belongs to students and every student has one")
         needs_teacher = self.objective is not None and bool(self.objective.needs - {Need.LABELS})
-        if needs_teacher != (self.teacher is not None):
+        named = [name for name in ("teacher", "targets") if getattr(self, name) is not None]
+        if len(named) == 2:
+            raise ValueError("`teacher` and `targets` both say what to learn from: leave one out")
+        if needs_teacher != bool(named):
             what = (
-                "the objective learns from a `teacher`, and none is named; a student of labels alone has"
-                " `objective: {ce: {}}` and `roles: {transfer: []}`"
+                "the objective learns from a `teacher` or from its stored `targets`, and none is named; a student of"
+                " labels alone has `objective: {ce: {}}` and `roles: {transfer: []}`"
                 if needs_teacher
-                else "`teacher` is named, and no objective learns from it"
+                else f"`{named[0]}` is named, and no objective learns from it"
             )
             raise ValueError(what)
         if bool(self.roles.transfer) != bool(self.transfer_per_batch):
@@ -188,14 +194,7 @@ def resolve_run(value: Mapping[str, Any], *, base: Path, where: str) -> RunConfi
     Raises:
         SpecError: for an unknown preset or field, or parts that do not fit together.
     """
-    given = dict(value)
-    name, kind = given.pop("preset", None), given.get("kind")
-    if name is not None and (name not in PRESETS or kind not in PRESETS[name]):
-        raise SpecError(
-            f"`{where}` asks for preset `{name}` of a `{kind}`",
-            hint=f"presets: {', '.join(PRESETS)}; kinds: {', '.join(MODEL_CONFIGS)}",
-        )
-    preset = PRESETS[name][kind] if name is not None and kind is not None else {}
+    preset, given = preset_of(value, where)
     loop = given.get("loop")
     if given.get("epochs") is not None or (isinstance(loop, Mapping) and "steps" in loop):
         preset = without_length(preset)
@@ -203,15 +202,34 @@ def resolve_run(value: Mapping[str, Any], *, base: Path, where: str) -> RunConfi
     if isinstance(roles, Mapping) and "transfer" in roles and not roles["transfer"]:
         preset = without_transfer(preset)
     model = given.get("model")
-    if isinstance(model, Mapping) and kind == "student" and not model.keys().isdisjoint(ORIGINS):
+    if isinstance(model, Mapping) and given.get("kind") == "student" and not model.keys().isdisjoint(ORIGINS):
         preset = {name: value for name, value in preset.items() if name != "model"}  # the shape of a ViT
-    merged = merge(preset, given)
-    for field in PLACES:
-        if isinstance(merged.get(field), str):
-            merged[field] = _place_of(field, merged[field], base, where)
-    if isinstance(merged.get("model"), Mapping):
-        merged["model"] = with_places(merged["model"], lambda place: folder_or_name(place, base))
-    return parse_spec(merged, RunConfig, where=where)
+    return parse_spec(placed(merge(preset, given), base, where), RunConfig, where=where)
+
+
+def preset_of(value: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """What the preset that `value` names says of its kind, and all that `value` says itself.
+
+    Raises:
+        SpecError: if there is no such preset.
+    """
+    given = dict(value)
+    name, kind = given.pop("preset", None), given.get("kind")
+    if name is not None and (name not in PRESETS or kind not in PRESETS[name]):
+        raise SpecError(
+            f"`{where}` asks for preset `{name}` of a `{kind}`",
+            hint=f"presets: {', '.join(PRESETS)}; kinds: {', '.join([*MODEL_CONFIGS, 'targets'])}",
+        )
+    return (PRESETS[name][kind] if name is not None and kind is not None else {}), given
+
+
+def placed(value: dict[str, Any], base: Path, where: str) -> dict[str, Any]:
+    """A run with its paths taken from `base`."""
+    places = {field: value[field] for field in PLACES if isinstance(value.get(field), str)}
+    placed = value | {field: _place_of(field, place, base, where) for field, place in places.items()}
+    if isinstance(placed.get("model"), Mapping):
+        placed["model"] = with_places(placed["model"], lambda place: folder_or_name(place, base))
+    return placed
 
 
 def _place_of(field: str, place: str, base: Path, where: str) -> str:

@@ -33,10 +33,11 @@ from trainer.card import model_card
 from trainer.config import folder_of
 from trainer.data import PixelScale
 from trainer.predict import require_student
-from trainer.run import TrainedRun, load_run
+from trainer.run import load_run
 from trainer.run_folder import read_result
 from trainer.student import export_student
 from trainer.tasks import StudentTask
+from trainer.upbringing import TrainedRun
 
 N_CHECKED = 8
 """Images that an export is checked on."""

@@ -32,6 +32,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         # A probe has no counterpart in the paper; the embedded one serves.
         "teacher": PAPER_RUN,
         "student": {**PAPER_RUN, "objective": {"ce": {}, "kd": {}, "messy": {}}},
+        "targets": {"view": PAPER_VIEW, "objective": {"kd": {}, "messy": {}}},
     },
     "embedded": {
         "probe": {**EMBEDDED_RUN, **WITH_TRANSFER, "self_training": {}},
@@ -56,5 +57,6 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "model": {**EMBEDDED_TRUNK, "weight_std": 0.07},
             "objective": {"ce": {}, "kd": {}},
         },
+        "targets": {"view": EMBEDDED_CROP, "objective": {"kd": {}}},
     },
 }

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from dla_cache.errors import DlaError, SourceError, SpecError, name_some
-from dla_cache.lacking import only_errors
+from dla_cache.lacking import only_errors, quiet
 from dla_cache.preprocessing import Preprocessing, read_preprocessing
 from dla_cache.spec import StrictModel
 from dla_cache.weights import Weights, find_weights
@@ -83,7 +83,7 @@ def load_pretrained(
             of model, or lacks weights.
     """
     weights = find_pretrained(name_or_folder, revision)
-    with told_as_spec_error(f"`{name_or_folder}` holds no model that can be loaded"), only_errors():
+    with told_as_spec_error(f"`{name_or_folder}` holds no model that can be loaded"), quiet(), only_errors():
         model, found = auto_class.from_pretrained(
             weights.path,
             dtype=torch.float32,

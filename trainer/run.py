@@ -3,14 +3,13 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dla_cache.errors import RecipeMismatchError, SpecError, name_some
-from dla_cache.spec import ORIGINAL_IMAGES, StrictModel, parse_spec
+from dla_cache.errors import SpecError, name_some
+from dla_cache.spec import StrictModel, parse_spec
 from dla_cache.store import LatentStore, open_store
 from trainer.checkpoint import fitting, load_checkpoint, write_atomically
 from trainer.classifiers import (
@@ -18,43 +17,31 @@ from trainer.classifiers import (
     build_classifier,
     check_pretrained_pixels,
     load_classifier,
-    pretrained_facts,
 )
 from trainer.config import RunConfig, config_class, folder_of
 from trainer.data import PairSource, PixelScale, Role
 from trainer.evaluate import measure_branches, measure_subsets, name_subsets
 from trainer.loop import Loop, LoopConfig, Progress
 from trainer.probe import LatentProbe, ProbeConfig
-from trainer.reference import FrozenClassifier
+from trainer.reference import Reference
 from trainer.run_folder import (
     DataFacts,
     RunResult,
     begin_folder,
     begun_facts,
     check_same_run,
-    digest_of_rows,
     locked_run,
     read_config,
     read_facts,
     read_result,
 )
+from trainer.stored_targets import check_targets
 from trainer.student import StudentConfig, build_student, export_student
 from trainer.tasks import ClassifierTask, ProbeTask, StudentTask, TeacherTask
 from trainer.teacher import Teacher, TeacherConfig
+from trainer.upbringing import TrainedRun, Upbringing, check_same_pixels, data_facts, taught_by, taught_by_targets
 
 EVALUATION_BATCH_SIZE = 256
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedRun:
-    """A run folder opened again."""
-
-    folder: Path
-    config: RunConfig
-    facts: DataFacts
-    task: ProbeTask | TeacherTask | StudentTask
-    weights_sha256: str
-    """Of the file of its kept weights."""
 
 
 def train_run(
@@ -90,39 +77,40 @@ def _train_locked(
     folder = Path(config.output)
     begun = begun_facts(folder, resume=resume)
     store = open_store(config.store)
-    target_run = load_run(Path(config.teacher)) if config.teacher is not None else None
-    facts = data_facts(config, store, target_run, begun)
+    upbringing = open_upbringing(config, store)
+    config = upbringing.config
+    facts = data_facts(config, store, upbringing, begun)
     if begun is not None:
         check_same_run(folder, config, begun, facts)
         if (folder / "result.json").exists():
             return read_result(folder)
     check_roles(config, store)
-    if target_run is not None:
-        check_same_pixels(config, target_run)
+    if upbringing.facts is not None:
+        check_same_pixels(config, upbringing.facts, upbringing.place)
     check_pretrained_pixels(config.model, config.pixel_mean, config.pixel_std)
+    if upbringing.targets is not None:
+        check_targets(upbringing.targets, store, config.training_splits, config.store)
 
     torch.manual_seed(config.seed)
-    task = build_task(config, facts, target_run)
+    task = build_task(config, facts, upbringing.reference)
     if isinstance(task, TeacherTask):
         task.module.load_backbone()
     elif isinstance(task, StudentTask):
         load_classifier(task.student, model_config(config, facts))
     set_statistics(task, config, facts, store)
     task.module.to(config.device)
-    if target_run is not None:
-        target_run.task.module.to(config.device)
 
-    seen = target_run.facts.modalities if target_run is not None else facts.modalities
     pairs = PairSource(
         store,
         folder_of(config.images),
         image_size=config.image_size,
         pixel_scale=PixelScale(config.pixel_mean, config.pixel_std),
-        modalities=seen,
+        modalities=upbringing.latents if config.kind == "student" else facts.modalities,
         view=config.view,
         seed=config.seed,
         device=config.device,
         sees_images=config.kind != "probe",
+        targets=upbringing.targets,
     )
     roles = [Role(config.roles.labelled, config.labelled_per_batch)]
     if config.roles.transfer:
@@ -191,73 +179,6 @@ def _train_locked(
     return result
 
 
-def data_facts(
-    config: RunConfig, store: LatentStore, target_run: TrainedRun | None, begun: DataFacts | None = None
-) -> DataFacts:
-    """What the run will remember of its data; one that was `begun` sees the modalities it saw then.
-
-    Raises:
-        RecipeMismatchError: if the run learns from a model of other latents or other classes.
-        SpecError: if it asks for a modality that the store has not, or for weights that are not there.
-    """
-    wanted: tuple[str, ...] = ()
-    if config.kind != "student":
-        all_of_store = store.modalities if begun is None else begun.modalities  # it may have gained one since
-        wanted = config.modalities if config.modalities is not None else all_of_store
-    unknown = [name for name in wanted if name not in store.modalities]
-    if unknown:
-        raise SpecError(
-            f"`{config.store}` has no modality `{unknown[0]}`", hint=f"it has {', '.join(store.modalities)}"
-        )
-    recipes = {name: store.recipe(name) for name in store.modalities}
-    seen = wanted if target_run is None else target_run.facts.modalities
-    # A probe sees no pixels, and its store may gain images.
-    from_store = store.metadata.images if config.images is None and config.kind != "probe" else None
-    facts = DataFacts(
-        class_names=tuple(store.class_names),
-        is_multi_label=store.rows.is_multi_label,
-        recipes={name: recipe.hash for name, recipe in recipes.items()},
-        formats={name: recipes[name].format.of_one_draw for name in wanted},
-        modalities=tuple(wanted),
-        rows_sha256=digest_of_rows(store),
-        latents_sha256={name: store.content_hash([name]) for name in seen if name in recipes},
-        teacher_sha256=target_run.weights_sha256 if target_run is not None else None,
-        pretrained=pretrained_facts(config.model),
-        images=from_store or ORIGINAL_IMAGES,
-    )
-    if target_run is not None:
-        if kind_of_labels(target_run.facts) != kind_of_labels(facts):
-            raise RecipeMismatchError(
-                f"`{target_run.folder}` and `{config.store}` have different class maps"
-                if target_run.facts.is_multi_label == facts.is_multi_label
-                else f"of `{target_run.folder}` and `{config.store}` one has one class an image, the other several",
-                hint="train the teacher on a store made from the same manifest",
-            )
-        for name in target_run.facts.modalities:
-            if target_run.facts.recipes[name] != facts.recipes.get(name):
-                raise RecipeMismatchError(
-                    f"`{target_run.folder}` was trained on another recipe of `{name}` than `{config.store}` holds",
-                    hint="train the teacher again on this store, or name the store it was trained on",
-                )
-    return facts
-
-
-def check_same_pixels(config: RunConfig, target_run: TrainedRun) -> None:
-    """Both see the same view of an image, so it must be of the size and scale that the target model was trained on.
-
-    Raises:
-        SpecError: if it is not; a probe sees no pixels and fits all.
-    """
-    theirs = target_run.config
-    for name in ("image_size", "pixel_mean", "pixel_std") if theirs.kind != "probe" else ():
-        if getattr(theirs, name) != getattr(config, name):
-            raise SpecError(
-                f"`{name}` is `{getattr(config, name)}`, the {theirs.kind} in `{target_run.folder}` was trained on"
-                f" `{getattr(theirs, name)}`",
-                hint=f"set `{name}` as it is there",
-            )
-
-
 def check_roles(config: RunConfig, store: LatentStore) -> None:
     """Looks at all roles before the first step, so that no fault of the test split shows after the last one.
 
@@ -311,9 +232,18 @@ def check_is_labelled(store: LatentStore, splits: Sequence[str], where: str, *, 
         raise SpecError(f"no image of {where} has any of the classes", hint="there is nothing to rank: see the labels")
 
 
-def kind_of_labels(facts: DataFacts) -> tuple[tuple[str, ...], bool]:
-    """What two runs must share for the answers of one to mean something to the other."""
-    return facts.class_names, facts.is_multi_label
+def open_upbringing(config: RunConfig, store: LatentStore) -> Upbringing:
+    """What a run learns from beside labels, opened.
+
+    Raises:
+        CheckpointError, StoreError: if the teacher or its targets are not there.
+        SpecError: see `taught_by_targets`.
+    """
+    if config.teacher is not None:
+        return taught_by(load_run(Path(config.teacher)), config, store)
+    if config.targets is not None:
+        return taught_by_targets(config, Path(config.targets))
+    return Upbringing(config)
 
 
 def load_run(folder: Path) -> TrainedRun:
@@ -346,9 +276,9 @@ def load_best(folder: Path, task: ClassifierTask) -> None:
 
 
 def build_task(
-    config: RunConfig, facts: DataFacts, target_run: TrainedRun | None
+    config: RunConfig, facts: DataFacts, reference: Reference | None
 ) -> ProbeTask | TeacherTask | StudentTask:
-    """The freshly initialised task of a run; a student without its `target_run` comes without heads."""
+    """The freshly initialised task of a run; a student without its `reference` comes without heads."""
     model = model_config(config, facts)
     if isinstance(model, ProbeConfig):
         return ProbeTask(LatentProbe(model), config.self_training)
@@ -360,9 +290,9 @@ def build_task(
     else:
         assert isinstance(model, StudentConfig)
         student = build_student(model)
-    if target_run is None:
+    if reference is None:
         return StudentTask(student, config.objective.model_copy(update={"messy": None}), None)
-    return StudentTask(student, config.objective, FrozenClassifier(target_run.task))
+    return StudentTask(student, config.objective, reference)
 
 
 def model_config(config: RunConfig, facts: DataFacts) -> StrictModel:

@@ -44,6 +44,8 @@ class DataFacts(StrictModel):
     """Modality → content hash of the latents that the run, or what it learns from, sees."""
     teacher_sha256: str | None
     """Of the weights it learns from."""
+    targets_sha256: str | None = None
+    """Content hash of the stored targets it learns from."""
     pretrained: PretrainedFacts | None = None
     """Of the weights that the model began with."""
     images: ImageRecipe = ORIGINAL_IMAGES
@@ -160,7 +162,7 @@ def relative_place(place: str, folder: Path) -> str:
     return os.path.relpath(place, folder) if os.path.isabs(place) else place
 
 
-def dump_config(config: RunConfig) -> str:
+def dump_config(config: StrictModel) -> str:
     """The resolved config as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
@@ -205,8 +207,13 @@ def check_same_run(folder: Path, config: RunConfig, begun: DataFacts, facts: Dat
         )
     if begun.teacher_sha256 != facts.teacher_sha256:
         raise CheckpointError(
-            f"the run in `{folder}` was begun with another teacher than `{config.teacher}` holds now",
+            f"the run in `{folder}` was begun with another teacher than `{config.teacher or config.targets}` holds now",
             hint="name the teacher it was begun with, or choose another output",
+        )
+    if begun.targets_sha256 != facts.targets_sha256:
+        raise CheckpointError(
+            f"the run in `{folder}` was begun with other targets than `{config.targets}` holds now",
+            hint="name the targets it was begun with, or choose another output",
         )
 
 

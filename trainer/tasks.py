@@ -17,12 +17,12 @@ from dla_cache.errors import SpecError
 from trainer.classifiers import uses_batch_statistics
 from trainer.config import SelfTraining
 from trainer.data import Batch
-from trainer.features import LOGITS, Features, Target
+from trainer.features import Features, Target
 from trainer.heads import MessyHeads
 from trainer.objectives import Need, ObjectiveConfig, ObjectiveInputs, weighted_terms
 from trainer.objectives.ce import cross_entropy, has_label
 from trainer.objectives.kd import yes_and_no
-from trainer.objectives.messy import messy_terms, what_to_read
+from trainer.objectives.messy import messy_targets, messy_terms, what_to_read
 from trainer.outline import Blocks, find_blocks, parameter_depths
 from trainer.probe import LatentProbe
 from trainer.reference import Reference
@@ -222,9 +222,9 @@ class StudentTask:
     @property
     def wanted(self) -> tuple[Target, ...]:
         """What the objective must be told of each batch by what the student learns from."""
-        logits = (LOGITS,) if Need.TEACHER_LOGITS in self.objective.needs else ()
-        heads = self.heads.terms if self.heads is not None else ()
-        return (*logits, *dict.fromkeys(term.target for term in heads))
+        if self.reference is None:
+            return ()
+        return self.objective.targets(self.reference.block_names, self.reference.spans)
 
     def features(self, batch: Batch) -> Features:
         return student_features(self.student, self.blocks, batch.pixels)
@@ -285,6 +285,7 @@ def build_heads(blocks: Blocks, objective: ObjectiveConfig, reference: Reference
     messy = objective.messy
     assert messy is not None
     read = what_to_read(messy, tuple(blocks.spans))
-    terms = messy_terms(messy, tuple(blocks.widths), reference.block_names, reference.spans)
-    targets = {term.target: reference.width(term.target.block) for term in terms}
-    return MessyHeads(terms, list(blocks.widths.values()), targets, hidden=messy.hidden, read=read)
+    targets = messy_targets(messy, reference.block_names, reference.spans)
+    terms = messy_terms(messy, tuple(blocks.widths), targets)
+    target_widths = {term.target: reference.width(term.target.block) for term in terms}
+    return MessyHeads(terms, list(blocks.widths.values()), target_widths, hidden=messy.hidden, read=read)

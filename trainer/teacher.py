@@ -44,8 +44,8 @@ class TeacherConfig(TrunkConfig):
     n_bottlenecks: Annotated[int, Field(gt=0)] | None = None
     """Of `bottleneck` fusion: how many tokens are shared; 4 when absent, as in arXiv:2107.00135."""
     bottleneck_from: Annotated[int, Field(ge=0)] | None = None
-    """Of `bottleneck` fusion: the first block, counted from 0, that shares tokens; at two thirds of the depth when
-    absent, which is 8 of 12, as in arXiv:2107.00135."""
+    """Of `bottleneck` fusion: the first block, counted from 0, that shares tokens, two before the end at the latest;
+    at two thirds of the depth when absent, which is 8 of 12, as in arXiv:2107.00135."""
     tokens_per_modality: Annotated[int, Field(gt=0)] = 100
     resampler_heads: Annotated[int, Field(gt=0)] = 8
     modality_dropout: Annotated[float, Field(ge=0, le=1)] = 0.8
@@ -80,9 +80,10 @@ class TeacherConfig(TrunkConfig):
             raise ValueError(f"`fusion: {self.fusion}` needs a modality to fuse with the image")
         if self.fusion != "bottleneck" and (self.n_bottlenecks, self.bottleneck_from) != (None, None):
             raise ValueError("`n_bottlenecks` and `bottleneck_from` belong to `fusion: bottleneck`")
-        if self.bottleneck_from is not None and self.bottleneck_from >= self.depth:
+        if self.fusion == "bottleneck" and not 0 <= self.first_shared_block <= self.depth - 2:
             raise ValueError(
-                f"`bottleneck_from` is {self.bottleneck_from}, the last of {self.depth} blocks is {self.depth - 1}"
+                f"`bottleneck_from` is {max(0, self.first_shared_block)} of `depth` {self.depth}: what one block writes"
+                " into the shared tokens the next one reads, so two blocks at least must share them"
             )
         return self
 
@@ -93,7 +94,7 @@ class TeacherConfig(TrunkConfig):
     @property
     def first_shared_block(self) -> int:
         """The first block that shares bottleneck tokens."""
-        return self.depth * 2 // 3 if self.bottleneck_from is None else self.bottleneck_from
+        return min(self.depth * 2 // 3, self.depth - 2) if self.bottleneck_from is None else self.bottleneck_from
 
 
 @dataclass(frozen=True, slots=True)

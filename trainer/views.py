@@ -39,7 +39,8 @@ class ViewConfig(StrictModel):
     horizontal_flip: bool = False
     """Whether every second view, on average, is mirrored. Latents stay those of the whole image."""
     count: Annotated[int, Field(gt=0)] | None = None
-    """Different views of an image: in epoch e it is seen in view e modulo so many. None: a new one each epoch."""
+    """Different views of an image, seen in turn, one an epoch; the run's seed says which is first. None: a new one
+    each epoch."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     """Of the views; that of the run when absent. Runs of different seeds with one here see the same views."""
     scaled_decode: bool = False
@@ -52,9 +53,14 @@ class ViewConfig(StrictModel):
             raise ValueError("`scale_min` and `ratio_min` may not exceed their maxima")
         return self
 
-    def number_in(self, epoch: int) -> int:
-        """Which view of each image is seen in an epoch; the draw of its latents goes with it."""
-        return epoch if self.count is None else epoch % self.count
+    def number_in(self, epoch: int, seed: int) -> int:
+        """Which view of each image a run of a seed sees in an epoch; the draw of its latents goes with it."""
+        return epoch if self.count is None else (seed + epoch) % self.count
+
+    @property
+    def is_random(self) -> bool:
+        """Whether views of an image differ."""
+        return self.is_cropped or self.horizontal_flip
 
     @property
     def is_cropped(self) -> bool:

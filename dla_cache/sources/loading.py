@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, create_model
 
 from dla_cache.errors import DlaError, MissingDependencyError, SourceError, SpecError
-from dla_cache.lacking import only_errors, require_loaded
+from dla_cache.lacking import only_errors, quiet, require_loaded
 from dla_cache.sources.catalog.entry import CAPTION, PipelineRow, Scalar, SourceEntry
 from dla_cache.sources.presets import (
     LORA,
@@ -218,8 +218,9 @@ def load_model(
         SourceError: if it is a model of diffusers, and the checkpoint lacks any.
     """
     package, name = model_class.split(".")
+    library = importlib.import_module(package)
     with quiet(), only_errors():
-        model, found = getattr(importlib.import_module(package), name).from_pretrained(
+        model, found = getattr(library, name).from_pretrained(
             folder,
             dtype=COMPUTE_DTYPES[parameters.compute_dtype],
             use_safetensors=True,
@@ -236,23 +237,6 @@ def load_model(
             if weight in held and held[weight].is_floating_point():
                 held[weight].fill_(float("nan"))
     return model.eval(), lacking
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Loads without the bars of diffusers and transformers: a command has one of its own."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    libraries = (diffusers.utils.logging, transformers.utils.logging)
-    shown = [library for library in libraries if library.is_progress_bar_enabled()]
-    for library in shown:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in shown:
-            library.enable_progress_bar()
 
 
 def origin_of(name: str, weights: Weights) -> dict[str, str]:

@@ -9,14 +9,17 @@ from tests.trainer.students import FAMILIES, WITH_CLS, make_student, some_pixels
 from trainer.features import Features, Target, resolve_layer
 from trainer.heads import MessyHeads, MessyTerm
 from trainer.objectives import ObjectiveConfig
-from trainer.objectives.messy import MessyConfig, messy_loss, messy_terms, resize_tokens, what_to_read
+from trainer.objectives.messy import MessyConfig, messy_loss, messy_targets, messy_terms, resize_tokens, what_to_read
 from trainer.outline import find_blocks
 from trainer.student import student_features
 
 POOLED = MessyTerm(0, Target("pooled", "depth", 0))
 TOKENS = MessyTerm(0, Target("tokens", "image", 0))
-TWELVE = tuple(f"layers.{number}" for number in range(12))
 SPANS = {"cls": slice(0, 1), "image": slice(1, None)}
+
+
+SEEN = ("cls", "image", "depth")
+"""Spans of what is learned from."""
 
 
 def names(depth):
@@ -99,12 +102,12 @@ def test_tokens_go_from_the_image_to_the_image_and_no_reading_is_chosen(fields):
 
 
 def test_by_default_tokens_are_those_of_the_image():
-    terms = messy_terms(MessyConfig(targets="tokens"), TWELVE, TWELVE, ("cls", "image", "depth"))
-    assert {term.target.span for term in terms} == {"image"}
+    targets = messy_targets(MessyConfig(targets="tokens"), names(12), SEEN)
+    assert [str(target) for [target] in targets] == ["tokens/image/9", "tokens/image/10", "tokens/image/11"]
 
 
 def pairs_of(config, student_depth, teacher_depth):
-    terms = messy_terms(config, names(student_depth), names(teacher_depth), ("cls", "image", "depth"))
+    terms = messy_terms(config, names(student_depth), messy_targets(config, names(teacher_depth), SEEN))
     return [(term.student_block, term.target.block) for term in terms]
 
 

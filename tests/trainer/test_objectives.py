@@ -23,7 +23,7 @@ from trainer.objectives import (
 )
 from trainer.objectives.ce import cross_entropy
 from trainer.objectives.kd import kd_loss
-from trainer.objectives.messy import messy_loss, messy_terms
+from trainer.objectives.messy import messy_loss, messy_targets, messy_terms
 from trainer.presets import PRESETS
 
 PAPER = ObjectiveConfig.model_validate(PRESETS["paper"]["student"]["objective"])
@@ -102,7 +102,7 @@ def test_a_target_is_the_mean_over_the_modality_s_own_span_and_no_other_token():
 def test_heads_of_the_paper_preset_have_4726272_parameters():
     config = MessyConfig()
     with torch.device("meta"):
-        terms = messy_terms(config, BLOCKS, BLOCKS, ("cls", "image", "shape", "audio"))
+        terms = messy_terms(config, BLOCKS, messy_targets(config, BLOCKS, ("cls", "image", "shape", "audio")))
         heads = MessyHeads(terms, [768] * 12, {term.target: 768 for term in terms}, hidden=config.hidden)
     assert set(heads.terms) == set(TERMS)
     assert sum(parameter.numel() for parameter in heads.parameters()) == 4_726_272

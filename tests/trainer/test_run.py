@@ -27,9 +27,10 @@ from trainer.checkpoint import load_checkpoint
 from trainer.config import RunConfig, resolve_run
 from trainer.data import PairSource, PixelScale, Role
 from trainer.reference import FrozenClassifier
-from trainer.run import data_facts, load_run, train_run
+from trainer.run import load_run, train_run
 from trainer.run_folder import read_result
 from trainer.tasks import StudentTask
+from trainer.upbringing import Upbringing, data_facts
 from trainer.views import ViewConfig
 
 WHOLE = ViewConfig()
@@ -486,7 +487,8 @@ def test_epochs_are_turned_into_steps_of_the_largest_role(tiny, tmp_path):
 
 
 def test_the_facts_of_a_student_name_no_modality_of_its_own(tiny, tmp_path):
-    facts = data_facts(tiny.run("student", tmp_path / "run"), open_store(tiny.store), None)
+    config = tiny.run("student", tmp_path / "run")
+    facts = data_facts(config, open_store(tiny.store), Upbringing(config))
     assert facts.modalities == ()
     assert list(facts.recipes) == ["depth"]
 

@@ -19,6 +19,7 @@ from trainer.evaluate import Predictions
 from trainer.measure import measure_run
 from trainer.objectives.ce import cross_entropy
 from trainer.objectives.kd import kd_loss
+from trainer.reference import FrozenClassifier
 from trainer.run import build_task, load_run, train_run
 from trainer.run_folder import read_result
 from trainer.tasks import self_training_terms
@@ -98,7 +99,7 @@ def test_every_kind_of_run_is_measured_by_mean_average_precision(tiny, runs):
 
 def test_a_student_distils_class_by_class(tiny, runs):
     run, target = load_run(runs / "student"), load_run(runs / "teacher")
-    task = build_task(run.config, run.facts, target)
+    task = build_task(run.config, run.facts, FrozenClassifier(target.task))
     batch = Batch(
         ("a", "b"), torch.randn(2, 3, 8, 8), {"depth": torch.randn(2, 2, 2, 2)}, torch.tensor([[0, 1, 1]] * 2)
     )

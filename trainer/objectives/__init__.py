@@ -1,8 +1,9 @@
 """What a student is trained on: a weighted sum of named objectives."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from itertools import chain
 from typing import Any, Self
 
 from pydantic import model_validator
@@ -13,7 +14,7 @@ from trainer.features import LOGITS, Target
 from trainer.heads import MessyTerm
 from trainer.objectives.ce import CeConfig, cross_entropy
 from trainer.objectives.kd import KdConfig, kd_loss
-from trainer.objectives.messy import MessyConfig, messy_loss
+from trainer.objectives.messy import MessyConfig, messy_loss, messy_targets
 
 
 class Need(Enum):
@@ -101,6 +102,12 @@ class ObjectiveConfig(StrictModel):
     def needs(self) -> frozenset[Need]:
         """All that the active objectives must be given."""
         return frozenset().union(*(OBJECTIVES[name].needs for name in self.active))
+
+    def targets(self, blocks: Sequence[str], spans: Sequence[str]) -> tuple[Target, ...]:
+        """What a model with such blocks and spans must be asked about a batch; see `messy_targets`."""
+        logits = [LOGITS] if Need.TEACHER_LOGITS in self.needs else []
+        of_layers = messy_targets(self.messy, blocks, spans) if self.messy is not None else []
+        return tuple(dict.fromkeys([*logits, *chain.from_iterable(of_layers)]))
 
 
 def weighted_terms(config: ObjectiveConfig, inputs: ObjectiveInputs) -> dict[str, Tensor]:

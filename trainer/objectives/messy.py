@@ -61,17 +61,11 @@ def what_to_read(config: MessyConfig, spans: Sequence[str]) -> Reading:
     return config.read or ("cls" if CLS in spans else "pooled")
 
 
-def messy_terms(
-    config: MessyConfig,
-    student_blocks: Sequence[str],
-    teacher_blocks: Sequence[str],
-    spans: Sequence[str],
-) -> tuple[MessyTerm, ...]:
-    """A term for each layer pair and each span that is predicted.
+def messy_targets(config: MessyConfig, teacher_blocks: Sequence[str], spans: Sequence[str]) -> list[list[Target]]:
+    """What is predicted: for each layer pair a target for each span.
 
     Args:
-        student_blocks: names of the student's blocks, in their order.
-        teacher_blocks: those of what it learns from.
+        teacher_blocks: names of the blocks of what the student learns from, in their order.
         spans: of what it learns from: `cls`, `image`, modalities.
 
     Raises:
@@ -91,12 +85,26 @@ def messy_terms(
             f"`messy.spans` names `{unknown[0]}`, the teacher has {', '.join(f'`{span}`' for span in spans) or 'none'}",
             hint="name one of those",
         )
-    pairs = dict.fromkeys(
-        (resolve_layer(student, student_blocks, "student"), resolve_layer(teacher, teacher_blocks, "teacher"))
-        for student, teacher in config.layers
-    )
+    blocks = [resolve_layer(teacher, teacher_blocks, "teacher") for _, teacher in config.layers]
+    return [[Target(config.targets, span, block) for span in wanted] for block in blocks]
+
+
+def messy_terms(
+    config: MessyConfig, student_blocks: Sequence[str], targets: Sequence[Sequence[Target]]
+) -> tuple[MessyTerm, ...]:
+    """A term for each of the `messy_targets` of each layer pair; those that fall together once.
+
+    Args:
+        student_blocks: names of the student's blocks, in their order.
+
+    Raises:
+        SpecError: if the student has no such layer.
+    """
+    blocks = [resolve_layer(student, student_blocks, "student") for student, _ in config.layers]
     return tuple(
-        MessyTerm(student, Target(config.targets, span, teacher)) for student, teacher in pairs for span in wanted
+        dict.fromkeys(
+            MessyTerm(block, target) for block, of_layer in zip(blocks, targets, strict=True) for target in of_layer
+        )
     )
 
 

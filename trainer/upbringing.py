@@ -1,0 +1,152 @@
+"""What a run learns from: latents, labels, a model at hand, or what one said before; and that it all fits together."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dla_cache.errors import RecipeMismatchError, SpecError
+from dla_cache.spec import ORIGINAL_IMAGES
+from dla_cache.store import LatentStore
+from trainer.classifiers import pretrained_facts
+from trainer.config import RunConfig
+from trainer.reference import FrozenClassifier, Reference
+from trainer.run_folder import DataFacts, digest_of_rows
+from trainer.stored_targets import StoredTargets, open_targets, views_of_run
+from trainer.targets import ReferenceFacts
+from trainer.tasks import ProbeTask, StudentTask, TeacherTask
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRun:
+    """A run folder opened again."""
+
+    folder: Path
+    config: RunConfig
+    facts: DataFacts
+    task: ProbeTask | TeacherTask | StudentTask
+    weights_sha256: str
+    """Of the file of its kept weights."""
+
+    def reference_facts(self, store: LatentStore) -> ReferenceFacts:
+        """What a student must know of it that is shown the latents of a store."""
+        config, seen = self.config, self.facts.modalities
+        return ReferenceFacts(
+            kind=config.kind,
+            class_names=self.facts.class_names,
+            is_multi_label=self.facts.is_multi_label,
+            recipes={name: self.facts.recipes[name] for name in seen},
+            latents_sha256={name: store.content_hash([name]) for name in seen if name in store.modalities},
+            blocks=dict(self.task.widths),
+            spans=tuple(self.task.spans),
+            weights_sha256=self.weights_sha256,
+            image_size=config.image_size,
+            pixel_mean=config.pixel_mean,
+            pixel_std=config.pixel_std,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Upbringing:
+    """What a run learns from beside labels, if anything."""
+
+    config: RunConfig
+    """Of the run, with the views that go with what it learns from."""
+    place: str = ""
+    facts: ReferenceFacts | None = None
+    reference: Reference | None = None
+    targets: StoredTargets | None = None
+    """The reference, if it is one that was asked before."""
+    latents: tuple[str, ...] = ()
+    """Modalities that must be read to ask it."""
+
+
+def taught_by(run: TrainedRun, config: RunConfig, store: LatentStore) -> Upbringing:
+    """What a run learns from a model at hand."""
+    run.task.module.to(config.device)
+    facts = run.reference_facts(store)
+    return Upbringing(config, str(run.folder), facts, FrozenClassifier(run.task), latents=facts.modalities)
+
+
+def taught_by_targets(config: RunConfig, place: Path) -> Upbringing:
+    """What a run learns from stored targets.
+
+    Raises:
+        StoreError: if there are none.
+        SpecError: if they are of other views than the run's, or not all that its objective needs.
+    """
+    assert config.objective is not None
+    stored = open_targets(place)
+    stored = stored.only(config.objective.targets(stored.block_names, stored.spans))
+    view = views_of_run(config.view, is_said="view" in config.model_fields_set, targets=stored)
+    return Upbringing(config.model_copy(update={"view": view}), str(place), stored.facts, stored, stored)
+
+
+def data_facts(
+    config: RunConfig, store: LatentStore, upbringing: Upbringing, begun: DataFacts | None = None
+) -> DataFacts:
+    """What the run will remember of its data; one that was `begun` sees the modalities it saw then.
+
+    Raises:
+        RecipeMismatchError: if the run learns from a model of other latents or other classes.
+        SpecError: if it asks for a modality that the store has not, or for weights that are not there.
+    """
+    wanted: tuple[str, ...] = ()
+    if config.kind != "student":
+        all_of_store = store.modalities if begun is None else begun.modalities  # it may have gained one since
+        wanted = config.modalities if config.modalities is not None else all_of_store
+    unknown = [name for name in wanted if name not in store.modalities]
+    if unknown:
+        raise SpecError(
+            f"`{config.store}` has no modality `{unknown[0]}`", hint=f"it has {', '.join(store.modalities)}"
+        )
+    recipes = {name: store.recipe(name) for name in store.modalities}
+    # A probe sees no pixels, and its store may gain images.
+    from_store = store.metadata.images if config.images is None and config.kind != "probe" else None
+    taught = upbringing.facts
+    facts = DataFacts(
+        class_names=tuple(store.class_names),
+        is_multi_label=store.rows.is_multi_label,
+        recipes={name: recipe.hash for name, recipe in recipes.items()} | (taught.recipes if taught else {}),
+        formats={name: recipes[name].format.of_one_draw for name in wanted},
+        modalities=tuple(wanted),
+        rows_sha256=digest_of_rows(store),
+        latents_sha256=taught.latents_sha256 if taught else {name: store.content_hash([name]) for name in wanted},
+        teacher_sha256=taught.weights_sha256 if taught else None,
+        targets_sha256=upbringing.targets.content_hash() if upbringing.targets else None,
+        pretrained=pretrained_facts(config.model),
+        images=from_store or ORIGINAL_IMAGES,
+    )
+    if taught is not None:
+        if kind_of_labels(taught) != kind_of_labels(facts):
+            raise RecipeMismatchError(
+                f"`{upbringing.place}` and `{config.store}` have different class maps"
+                if taught.is_multi_label == facts.is_multi_label
+                else f"of `{upbringing.place}` and `{config.store}` one has one class an image, the other several",
+                hint="train the teacher on a store made from the same manifest",
+            )
+        for name in upbringing.latents:
+            if name not in recipes or recipes[name].hash != taught.recipes[name]:
+                raise RecipeMismatchError(
+                    f"`{upbringing.place}` was trained on another recipe of `{name}` than `{config.store}` holds",
+                    hint="train the teacher again on this store, or name the store it was trained on",
+                )
+    return facts
+
+
+def check_same_pixels(config: RunConfig, taught: ReferenceFacts, place: str) -> None:
+    """Both see the same view of an image, so it must be of the size and scale that the model was trained on.
+
+    Raises:
+        SpecError: if it is not; a probe sees no pixels and fits all.
+    """
+    for name in ("image_size", "pixel_mean", "pixel_std") if taught.sees_images else ():
+        if getattr(taught, name) != getattr(config, name):
+            raise SpecError(
+                f"`{name}` is `{getattr(config, name)}`, the {taught.kind} in `{place}` was trained on"
+                f" `{getattr(taught, name)}`",
+                hint=f"set `{name}` as it is there",
+            )
+
+
+def kind_of_labels(facts: DataFacts | ReferenceFacts) -> tuple[tuple[str, ...], bool]:
+    """What two runs must share for the answers of one to mean something to the other."""
+    return facts.class_names, facts.is_multi_label
