@@ -21,6 +21,12 @@ KINDS = {
 }
 """Every kind, and what it tells of an image."""
 
+PICTURES = frozenset({"depth", "normals", "intrinsics", "motion", "video", "variation", "features"})
+"""Kinds whose numbers lie over the image, place by place, unless they were pooled."""
+
+DIRECTIONS = frozenset({"normals", "motion"})
+"""Kinds whose numbers may point left or right."""
+
 KINDS_OF_V1 = ("depth", "audio", "shape", "motion", "normals")
 """What readers of format v1 know without being told that a store requires more of them."""
 

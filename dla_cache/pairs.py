@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from dla_cache.order import BlockShuffle, ShuffleQuality, measure_shuffle, order
 from dla_cache.store import LatentStore
 from dla_cache.store.layout import IMAGES
 from dla_cache.store.rows import StoredImage
+
+B = TypeVar("B")
 
 BATCHES_AHEAD = 4
 """Batches that wait, ready, while one is worked on; as many as there are threads if these are more."""
@@ -229,11 +231,11 @@ class PairStream:
         Closing the generator ends its threads.
         """
         numbers = count(start_batch, step) if stop is None else range(start_batch, stop, step)
-        return _ahead(numbers, self.batch, self._threads)
+        return made_ahead(numbers, self.batch, self._threads)
 
     def epoch_once(self, epoch: int = 0) -> Generator[PairBatch, None, None]:
         """The batches of one epoch; in row order without shuffling."""
-        return _ahead(range(epoch * len(self), (epoch + 1) * len(self)), self.batch, self._threads)
+        return made_ahead(range(epoch * len(self), (epoch + 1) * len(self)), self.batch, self._threads)
 
     def batch(self, number: int) -> PairBatch:
         """This rank's part of the batch of a number, counted over all epochs.
@@ -298,14 +300,14 @@ class PairStream:
         }
 
 
-def _ahead(numbers: Iterable[int], make: Callable[[int], PairBatch], threads: int) -> Generator[PairBatch, None, None]:
+def made_ahead(numbers: Iterable[int], make: Callable[[int], B], threads: int) -> Generator[B, None, None]:
     """What `make` makes of each number, in their order, made ahead by threads that end with the generator.
 
     The caller has one batch, which it may hold on to while it asks for the next; so many wait or are being made as
     `BATCHES_AHEAD` or `threads` says, and one is handed over: two more than the larger of both, and never another.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="pairs")
-    ahead: deque[Future[PairBatch]] = deque()
+    ahead: deque[Future[B]] = deque()
     try:
         for number in numbers:
             ahead.append(pool.submit(make, number))

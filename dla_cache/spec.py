@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from dla_cache.errors import SpecError
+from dla_cache.modality import DIRECTIONS, PICTURES
 from dla_cache.modality import Modality as Modality
 from dla_cache.strict_yaml import load_yaml as load_yaml
 
@@ -162,6 +163,16 @@ class LatentFormat(StrictModel):
     def channel_axis(self) -> int:
         """The axis of one sample along which statistics are kept: channels, or codebooks."""
         return self.axes.index("codebook" if self.kind == "codes" else "channel")
+
+    def no_mirror_of(self, modality: Modality) -> str | None:
+        """Why a latent of this format cannot be made that of the mirrored image; None if it can: turned along its
+        `width`, or, of a kind that does not lie over the image, as it is."""
+        # Frames are pictures, not flow: those of a mirrored video are mirrored pictures.
+        if modality.kind in DIRECTIONS and not (modality.kind == "motion" and {"frame", "width"} <= set(self.axes)):
+            return "mirroring changes the sign of a direction, which a latent does not show"
+        if modality.kind in PICTURES and "token" in self.axes and "width" not in self.axes:
+            return "a grid that was flattened into tokens has no width to turn"
+        return None
 
     @property
     def read_dtype(self) -> str:

@@ -12,7 +12,9 @@ from dla_cache.remote import is_remote
 from dla_cache.spec import StrictModel, parse_spec
 from trainer.classifiers import ORIGINS, ClassifierConfig
 from trainer.loop import LoopConfig
+from trainer.mixing import MixingConfig
 from trainer.objectives import Need, ObjectiveConfig
+from trainer.objectives.ce import LabelConfig
 from trainer.presets import PRESETS
 from trainer.pretrained import folder_or_name, with_places
 from trainer.probe import ProbeConfig
@@ -114,9 +116,16 @@ class RunConfig(StrictModel):
     that the store does not decide."""
     objective: ObjectiveConfig | None = None
     """Students only."""
+    ce: LabelConfig = LabelConfig()
+    """How labels are learned where some classes are rare, by a run of any kind; how much they weigh beside what a
+    student distils is `objective.ce.weight`."""
+    allow_empty_classes: bool = False
+    """Whether classes may have no image in the labelled role: they are never learned, only scored."""
     self_training: SelfTraining | None = None
     """Probes and teachers, with a transfer role."""
     view: ViewConfig = ViewConfig()
+    mixing: MixingConfig | None = None
+    """Mixup and CutMix of labelled images; only where nothing in the run reads latents or stored targets."""
     loop: LoopConfig = LoopConfig()
     epochs: Annotated[int, Field(gt=0)] | None = None
     """Instead of `loop.steps`: passes over the largest role, with one learning rate an epoch."""

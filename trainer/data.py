@@ -5,7 +5,9 @@ An unlabelled image carries the label -1 and takes part in distillation only.
 
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 from zlib import crc32
@@ -17,15 +19,19 @@ from torch import Tensor
 from dla_cache.decoded import Decode
 from dla_cache.images import Pixels, centre_square, decode_image, shrink
 from dla_cache.joined import JoinedStore
-from dla_cache.pairs import PairBatch, PairStream
+from dla_cache.pairs import PairBatch, PairStream, made_ahead
 from dla_cache.store import LatentStore
+from trainer.augment import erase, view_images
 from trainer.features import Target
-from trainer.views import ViewConfig, draw_views, view_images
+from trainer.latent_views import check_mirroring, mirror_latents
+from trainer.mixing import MixingConfig, check_pairs, mix_pairs
+from trainer.objectives.ce import MixedLabels
+from trainer.views import ViewConfig, Views, draw_views
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a task sees: joined by image ID, on the device of the model."""
+    """What a task sees, joined by image ID."""
 
     image_ids: tuple[str, ...]
     pixels: Tensor
@@ -36,6 +42,8 @@ class Batch:
     """int64 [B], -1 where there is none; of a multi-label store [B, K] of 0 and 1, or -1 all along."""
     targets: dict[Target, Tensor] = field(default_factory=dict)
     """What a frozen model once said of these very views, float32."""
+    mixed: MixedLabels | None = None
+    """Whose labels count beside an image's own, where images were mixed."""
 
     @property
     def is_multi_label(self) -> bool:
@@ -44,6 +52,19 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def to(self, device: str) -> "Batch":
+        """The same on a device; itself if it is there."""
+        if self.pixels.device == torch.device(device):
+            return self
+        return replace(
+            self,
+            pixels=self.pixels.to(device),
+            latents={name: values.to(device) for name, values in self.latents.items()},
+            labels=self.labels.to(device),
+            targets={target: values.to(device) for target, values in self.targets.items()},
+            mixed=self.mixed.to(device) if self.mixed is not None else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +75,15 @@ class PixelScale:
     std: tuple[float, float, float]
 
     def apply(self, pixels: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W] in [0, 255] to float32, normalised."""
-        mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (self.mean, self.std))
-        return (pixels.float() - mean) / std
+        """Pixels [B, 3, H, W] in [0, 255], on the CPU, to float32, normalised."""
+        # NumPy, in one thread: torch would take the threads of the step that runs beside.
+        mean, std = (
+            np.array(values, np.float32).reshape(3, 1, 1) * np.float32(255) for values in (self.mean, self.std)
+        )
+        normalised = pixels.numpy().astype(np.float32)
+        normalised -= mean
+        normalised /= std
+        return torch.from_numpy(normalised)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +128,23 @@ class PairSource:
         seed: int,
         device: str,
         sees_images: bool = True,
+        latents_follow_views: bool = True,
         targets: ViewTargets | None = None,
+        mixing: MixingConfig | None = None,
         threads: int = 1,
+        keep_decoded_bytes: int = 2**30,
     ) -> None:
         """
         Args:
             sees_images: False for a probe, which is then spared from reading and decoding them.
+            latents_follow_views: False for latents that a probe reads, which has never seen one mirrored.
             targets: what training batches bring along of the view that they show.
+            mixing: of the images whose labels are learned; `refuse_mixing` says when it is wrong.
             threads: that read and decode; they change nothing in the batches.
+            keep_decoded_bytes: of decoded images that are kept in memory for the next epoch.
+
+        Raises:
+            SpecError: if views are mirrored and a latent cannot be.
         """
         self.store = store
         self.images = images
@@ -120,25 +156,35 @@ class PairSource:
         self.device = device
         self.sees_images = sees_images
         self.targets = targets
+        self.mixing = mixing
+        self.view_seed = seed if view.seed is None else view.seed
         self.threads = threads
+        self.keep_decoded_bytes = keep_decoded_bytes
         formats = {name: store.recipe(name).format for name in store.modalities}
         self.n_draws = {name: (one.n_draws, one.of_one_draw == one) for name, one in formats.items()}
+        self.formats = {name: formats[name].of_one_draw for name in self.modalities if name in formats}
+        self.mirrors_latents = view.horizontal_flip and sees_images and latents_follow_views
+        if self.mirrors_latents:
+            check_mirroring(self.formats)
 
     def training(self, roles: Sequence[Role]) -> Callable[[int], Generator[Batch, None, None]]:
         """Endless shuffled batches from a step on, the roles' images one after another in each.
 
         Where a store holds several draws of a latent, an image has another one each epoch, until it has had all.
         """
+        if self.mixing is not None:
+            check_pairs(roles[0].batch_size)
         streams = [self._training_stream(role, self._decode_for_views) for role in roles]
 
+        def make(number: int) -> Batch:
+            parts = zip(roles, streams, strict=True)
+            return self._joined([seen_by(role, stream.batch(number)) for role, stream in parts])
+
         def batches(step: int) -> Generator[Batch, None, None]:
-            iterators = [stream.batches(step) for stream in streams]
-            try:
-                for parts in zip(*iterators, strict=True):
-                    yield self._joined([seen_by(role, part) for role, part in zip(roles, parts, strict=True)])
-            finally:
-                for iterator in iterators:
-                    iterator.close()
+            # Views are made by the threads that read, so that a step waits for nothing but a slow machine.
+            with closing(made_ahead(count(step), make, self.threads)) as ahead:
+                for batch in ahead:
+                    yield batch.to(self.device)
 
         return batches
 
@@ -152,7 +198,8 @@ class PairSource:
         def batches() -> Iterator[Batch]:
             for pairs in stream.epoch_once():
                 seen = self._with_one_draw(pairs, [0] * len(pairs.image_ids))
-                yield self._batch(seen, self._centres(pairs) if self.sees_images else _no_pixels(pairs))
+                batch = self._batch(seen, self._centres(pairs) if self.sees_images else _no_pixels(pairs))
+                yield batch.to(self.device)
 
         return batches
 
@@ -206,6 +253,7 @@ class PairSource:
             drop_last=drop_last,
             modalities_of=modalities_of,
             threads=self.threads,
+            keep_decoded_bytes=self.keep_decoded_bytes,
         )
 
     def _decode_centre(self, data: bytes, image_id: str) -> Pixels:
@@ -224,20 +272,28 @@ class PairSource:
 
     def _joined(self, parts: Sequence[PairBatch]) -> Batch:
         shown = [self.shown(part, self._view_in(part.epoch)) for part in parts]
-        return shown[0] if len(shown) == 1 else _side_by_side(shown)
+        batch = shown[0] if len(shown) == 1 else _side_by_side(shown)
+        if self.mixing is None:
+            return batch
+        # The labelled images come first.
+        number, labelled = self._view_in(parts[0].epoch), parts[0].image_ids
+        pixels, mixed = mix_pairs(self.mixing, self.view_seed, number, labelled, batch.pixels, batch.labels)
+        return replace(batch, pixels=pixels, mixed=mixed)
 
     def shown(self, part: PairBatch, view: int) -> Batch:
-        """Images in their view of a number, with the draw of their latents that goes with it."""
+        """Images in their view of a number, with the draw of their latents that goes with it; on the CPU."""
         latents = {name: part.latents[name] for name in self.modalities}
         seen = self._with_one_draw(
             replace(part, latents=latents), [crc32(image_id.encode()) + view for image_id in part.image_ids]
         )
-        pixels = self.pixel_scale.apply(self._viewed(part, view)) if self.sees_images else _no_pixels(part)
-        batch = self._batch(seen, pixels)
+        if self.sees_images:
+            views = self._views(part, view)
+            batch = self._batch(self._mirrored(seen, views), self._viewed(part, views))
+        else:
+            batch = self._batch(seen, _no_pixels(part))
         if self.targets is None:
             return batch
-        said = self.targets.unpack(part.latents, view)
-        return replace(batch, targets={target: values.to(self.device) for target, values in said.items()})
+        return replace(batch, targets=self.targets.unpack(part.latents, view))
 
     def _with_one_draw(self, part: PairBatch, turns: Sequence[int]) -> PairBatch:
         """The batch with one draw of each latent: number `turn` of an image, counted round and round."""
@@ -251,21 +307,31 @@ class PairSource:
     def _centres(self, part: PairBatch) -> Tensor:
         return self.pixel_scale.apply(torch.from_numpy(np.stack(part.pixels)))
 
-    def _viewed(self, part: PairBatch, view: int) -> Tensor:
+    def _views(self, part: PairBatch, number: int) -> Views:
         aspects = np.array([pixels.shape[2] / pixels.shape[1] for pixels in part.pixels])
-        seed = self.seed if self.view.seed is None else self.view.seed
-        views = draw_views(seed, part.image_ids, view, self.view, aspects)
-        return view_images(part.pixels, views, self.image_size)
+        return draw_views(self.view_seed, part.image_ids, number, self.view, aspects)
+
+    def _viewed(self, part: PairBatch, views: Views) -> Tensor:
+        return erase(self.pixel_scale.apply(view_images(part.pixels, views, self.image_size)), views.erasings)
+
+    def _mirrored(self, part: PairBatch, views: Views) -> PairBatch:
+        """The batch with the latents of its mirrored images mirrored."""
+        if not self.mirrors_latents:
+            return part
+        latents = {
+            name: mirror_latents(values, self.formats[name], views.flip) for name, values in part.latents.items()
+        }
+        return replace(part, latents=latents)
 
     def _batch(self, part: PairBatch, pixels: Tensor) -> Batch:
         return Batch(
             image_ids=part.image_ids,
-            pixels=pixels.to(self.device),
+            pixels=pixels,
             latents={
-                name: (values.float() if values.is_floating_point() else values.long()).to(self.device)
+                name: values.float() if values.is_floating_point() else values.long()
                 for name, values in part.latents.items()
             },
-            labels=part.labels.to(self.device),
+            labels=part.labels,
         )
 
 
@@ -281,7 +347,7 @@ def _side_by_side(parts: Sequence[Batch]) -> Batch:
 
     return Batch(
         image_ids=tuple(image_id for part in parts for image_id in part.image_ids),
-        pixels=torch.cat([part.pixels for part in parts]),
+        pixels=torch.from_numpy(np.concatenate([part.pixels.numpy() for part in parts])),
         latents=whole("latents"),
         labels=torch.cat([part.labels for part in parts]),
         targets=whole("targets"),

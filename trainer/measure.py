@@ -8,7 +8,8 @@ from dla_cache.errors import RecipeMismatchError, name_some
 from dla_cache.store import LatentStore
 from trainer.data import Batch, PairSource, PixelScale, Role
 from trainer.evaluate import Predictions, measure_subsets, predict
-from trainer.run import EVALUATION_BATCH_SIZE, check_is_labelled
+from trainer.roles import check_is_labelled
+from trainer.run import EVALUATION_BATCH_SIZE
 from trainer.run_folder import digest_of_rows
 from trainer.scores import Score
 from trainer.tasks import StudentTask

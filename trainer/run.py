@@ -1,14 +1,13 @@
 """One training run from its config to its folder: config, data facts, metrics, weights, result."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dla_cache.errors import SpecError, name_some
 from dla_cache.spec import StrictModel, parse_spec
 from dla_cache.store import LatentStore, open_store
 from trainer.checkpoint import fitting, load_checkpoint, write_atomically
@@ -22,8 +21,11 @@ from trainer.config import RunConfig, config_class, folder_of
 from trainer.data import PairSource, PixelScale, Role
 from trainer.evaluate import measure_branches, measure_subsets, name_subsets
 from trainer.loop import Loop, LoopConfig, Progress
+from trainer.mixing import refuse_mixing
+from trainer.objectives.ce import balance_of
 from trainer.probe import LatentProbe, ProbeConfig
 from trainer.reference import Reference
+from trainer.roles import check_roles
 from trainer.run_folder import (
     DataFacts,
     RunResult,
@@ -90,6 +92,8 @@ def _train_locked(
     check_pretrained_pixels(config.model, config.pixel_mean, config.pixel_std)
     if upbringing.targets is not None:
         check_targets(upbringing.targets, store, config.training_splits, config.store)
+    seen = upbringing.latents if config.kind == "student" else facts.modalities
+    refuse_mixing(config, reference_sees_latents=bool(seen), has_stored_targets=upbringing.targets is not None)
 
     torch.manual_seed(config.seed)
     task = build_task(config, facts, upbringing.reference)
@@ -105,12 +109,14 @@ def _train_locked(
         folder_of(config.images),
         image_size=config.image_size,
         pixel_scale=PixelScale(config.pixel_mean, config.pixel_std),
-        modalities=upbringing.latents if config.kind == "student" else facts.modalities,
+        modalities=seen,
         view=config.view,
         seed=config.seed,
         device=config.device,
         sees_images=config.kind != "probe",
+        latents_follow_views=upbringing.facts is None or upbringing.facts.sees_images,
         targets=upbringing.targets,
+        mixing=config.mixing,
     )
     roles = [Role(config.roles.labelled, config.labelled_per_batch)]
     if config.roles.transfer:
@@ -179,59 +185,6 @@ def _train_locked(
     return result
 
 
-def check_roles(config: RunConfig, store: LatentStore) -> None:
-    """Looks at all roles before the first step, so that no fault of the test split shows after the last one.
-
-    Raises:
-        SpecError: if a split has no image, a role too few for a batch, or an image no label where labels are learned
-            or measured.
-    """
-    if len(store.class_names) < (1 if store.rows.is_multi_label else 2):
-        raise SpecError(
-            f"the store has {len(store.class_names)} classes, between which there is nothing to choose",
-            hint="make a manifest with labels of two classes or more",
-        )
-    wanted = {split for role in ("labelled", "transfer", "validation", "test") for split in getattr(config.roles, role)}
-    absent = sorted(wanted - store.rows.splits)
-    if absent:
-        raise SpecError(
-            f"the store has no image of split {name_some(absent)}",
-            hint=f"its splits are {name_some(sorted(store.rows.splits), shown=10)}; say which plays which part, as"
-            " --set 'roles={labelled: train, transfer: [], validation: val, test: test}'",
-        )
-    for role, per_batch in (("labelled", config.labelled_per_batch), ("transfer", config.transfer_per_batch)):
-        n_images = len(store.rows_of(getattr(config.roles, role)))
-        if n_images < per_batch:
-            raise SpecError(
-                f"`roles.{role}` has {n_images} images, and `{role}_per_batch` is {per_batch}",
-                hint=f"make batches smaller: --set {role}_per_batch={max(1, n_images // 4)}",
-            )
-    for role in ("labelled", "validation", "test"):
-        check_is_labelled(
-            store,
-            getattr(config.roles, role),
-            f"`roles.{role}`",
-            hint="images without a label can play `roles.transfer` only",
-        )
-
-
-def check_is_labelled(store: LatentStore, splits: Sequence[str], where: str, *, hint: str) -> None:
-    """Passes splits whose images all have a label; of several labels only if some image has a class, for else nothing
-    is ranked.
-
-    Raises:
-        SpecError: if an image has none.
-    """
-    rows = store.rows_of(splits)
-    labels = store.rows.labels_of(rows)
-    unlabelled = rows[[label is None for label in labels]]
-    if len(unlabelled):
-        named = name_some(store.rows.ids_of(unlabelled))
-        raise SpecError(f"{len(unlabelled)} of {len(rows)} images of {where} have no label: {named}", hint=hint)
-    if store.rows.is_multi_label and not any(labels):
-        raise SpecError(f"no image of {where} has any of the classes", hint="there is nothing to rank: see the labels")
-
-
 def open_upbringing(config: RunConfig, store: LatentStore) -> Upbringing:
     """What a run learns from beside labels, opened.
 
@@ -280,10 +233,11 @@ def build_task(
 ) -> ProbeTask | TeacherTask | StudentTask:
     """The freshly initialised task of a run; a student without its `reference` comes without heads."""
     model = model_config(config, facts)
+    balance = balance_of(config.ce, facts.class_counts, facts.n_labelled, is_multi_label=facts.is_multi_label)
     if isinstance(model, ProbeConfig):
-        return ProbeTask(LatentProbe(model), config.self_training)
+        return ProbeTask(LatentProbe(model), config.self_training, balance)
     if isinstance(model, TeacherConfig):
-        return TeacherTask(Teacher(model, facts.pretrained), config.self_training)
+        return TeacherTask(Teacher(model, facts.pretrained), config.self_training, balance)
     assert config.objective is not None
     if isinstance(model, ClassifierConfig):
         student = build_classifier(model, facts.pretrained)
@@ -291,8 +245,8 @@ def build_task(
         assert isinstance(model, StudentConfig)
         student = build_student(model)
     if reference is None:
-        return StudentTask(student, config.objective.model_copy(update={"messy": None}), None)
-    return StudentTask(student, config.objective, reference)
+        return StudentTask(student, config.objective.model_copy(update={"messy": None}), None, balance)
+    return StudentTask(student, config.objective, reference, balance)
 
 
 def model_config(config: RunConfig, facts: DataFacts) -> StrictModel:

@@ -33,6 +33,10 @@ class DataFacts(StrictModel):
     class_names: tuple[str, ...]
     is_multi_label: bool = False
     """Whether an image may have any number of the classes."""
+    class_counts: tuple[int, ...]
+    """Labelled images of each class."""
+    n_labelled: int
+    """Images of the labelled role."""
     recipes: dict[str, str]
     """Modality → recipe hash, for all of the store."""
     formats: dict[str, LatentFormat]

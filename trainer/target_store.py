@@ -179,7 +179,7 @@ class AskedModel:
 
     def shapes(self) -> dict[Target, tuple[int, ...]]:
         """Of each target of one image."""
-        said = self.reference.targets(self.pairs.shown(self.stream.batch(0), 0), self.wanted)
+        said = self.reference.targets(self.pairs.shown(self.stream.batch(0), 0).to(self.device), self.wanted)
         return {target: tuple(values.shape[1:]) for target, values in said.items()}
 
     def fill(
@@ -193,7 +193,7 @@ class AskedModel:
         with closing(self.stream.batches(first, stop=stop)) as batches:
             for part in batches:
                 for number, of_view in plan.items():
-                    said = self.reference.targets(self.pairs.shown(part, number), self.wanted)
+                    said = self.reference.targets(self.pairs.shown(part, number).to(self.device), self.wanted)
                     for one in of_view:
                         packed[one.name].append(layout.pack(kind_of(one.name), said).cpu().numpy())
                     if LOGITS in said:

@@ -26,7 +26,7 @@ from dla_cache.store import LatentStore
 from trainer.config import merge, placed, preset_of
 from trainer.features import LOGITS, Target
 from trainer.objectives import Need, ObjectiveConfig
-from trainer.views import ViewConfig
+from trainer.views import VIEWS_VERSION, ViewConfig
 
 SOURCE = "teacher"
 """What the recipe of a series names as its source."""
@@ -249,6 +249,7 @@ def recipe_of(series: Series, layout: TargetLayout, facts: ReferenceFacts, view:
         parameters={
             **flattened(facts.model_dump(mode="json", exclude=IN_THE_STORE), "reference"),
             **flattened(view.model_dump(mode="json"), "view"),
+            "views_version": VIEWS_VERSION,
             "targets": " ".join(f"{target}={'x'.join(map(str, layout.shapes[target]))}" for target in series.targets),
             "top_logits": layout.top_logits or 0,
             "number": number,

@@ -20,7 +20,7 @@ from trainer.data import Batch
 from trainer.features import Features, Target
 from trainer.heads import MessyHeads
 from trainer.objectives import Need, ObjectiveConfig, ObjectiveInputs, weighted_terms
-from trainer.objectives.ce import cross_entropy, has_label
+from trainer.objectives.ce import PLAIN, Balance, cross_entropy, has_label
 from trainer.objectives.kd import yes_and_no
 from trainer.objectives.messy import messy_targets, messy_terms, what_to_read
 from trainer.outline import Blocks, find_blocks, parameter_depths
@@ -63,9 +63,9 @@ class ClassifierTask(Protocol):
         """Norm of the positions over norm of the tokens they are added to, for each span; none without tokens."""
 
 
-def labelled_terms(logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+def labelled_terms(logits: Mapping[str, Tensor], batch: Batch, balance: Balance = PLAIN) -> dict[str, Tensor]:
     """The cross entropy of each branch on the labelled images."""
-    losses = {f"ce_{name}": cross_entropy(value, batch.labels) for name, value in logits.items()}
+    losses = {f"ce_{name}": cross_entropy(value, batch.labels, balance, batch.mixed) for name, value in logits.items()}
     return {name: loss for name, loss in losses.items() if loss is not None}
 
 
@@ -99,9 +99,10 @@ def self_training_terms(
 class ProbeTask:
     """A classifier on latents alone."""
 
-    def __init__(self, probe: LatentProbe, self_training: SelfTraining | None) -> None:
+    def __init__(self, probe: LatentProbe, self_training: SelfTraining | None, balance: Balance = PLAIN) -> None:
         self.module = probe
         self.self_training = self_training
+        self.balance = balance
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -126,7 +127,7 @@ class ProbeTask:
         return {}
 
     def losses(self, batch: Batch) -> TaskLosses:
-        return classifier_losses(self, batch, self.self_training)
+        return classifier_losses(self, batch, self.self_training, self.balance)
 
     def taught_parameters(self) -> Sequence[nn.Parameter]:
         return list(self.module.parameters())
@@ -135,9 +136,10 @@ class ProbeTask:
 class TeacherTask:
     """The DLA teacher; with late fusion each branch has its own cross entropy."""
 
-    def __init__(self, teacher: Teacher, self_training: SelfTraining | None) -> None:
+    def __init__(self, teacher: Teacher, self_training: SelfTraining | None, balance: Balance = PLAIN) -> None:
         self.module = teacher
         self.self_training = self_training
+        self.balance = balance
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -164,18 +166,20 @@ class TeacherTask:
         return self.module.position_to_content(batch.pixels, batch.latents)
 
     def losses(self, batch: Batch) -> TaskLosses:
-        return classifier_losses(self, batch, self.self_training)
+        return classifier_losses(self, batch, self.self_training, self.balance)
 
     def taught_parameters(self) -> Sequence[nn.Parameter]:
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
 
-def classifier_losses(task: ProbeTask | TeacherTask, batch: Batch, self_training: SelfTraining | None) -> TaskLosses:
+def classifier_losses(
+    task: ProbeTask | TeacherTask, batch: Batch, self_training: SelfTraining | None, balance: Balance = PLAIN
+) -> TaskLosses:
     """Losses of every branch on labels, and on the model's own confident answers where there is none."""
     branches = task.branch_logits(batch)
     # The answer itself is the mean of the branches: its own loss would count them twice.
     trained = dict(list(branches.items())[1:]) or branches
-    terms = labelled_terms(trained, batch)
+    terms = labelled_terms(trained, batch, balance)
     if self_training is not None:
         task.module.eval()
         with torch.no_grad():
@@ -188,8 +192,15 @@ def classifier_losses(task: ProbeTask | TeacherTask, batch: Batch, self_training
 class StudentTask:
     """The image-only student, its throw-away heads, and what it learns from."""
 
-    def __init__(self, student: PreTrainedModel, objective: ObjectiveConfig, reference: Reference | None) -> None:
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        objective: ObjectiveConfig,
+        reference: Reference | None,
+        balance: Balance = PLAIN,
+    ) -> None:
         self.student = student
+        self.balance = balance
         self.objective = objective
         self.reference = reference
         self.needs_two_images = uses_batch_statistics(student)
@@ -260,6 +271,8 @@ class StudentTask:
             targets=self.reference.targets(batch, self.wanted) if self.reference is not None else {},
             predictions=self.heads(features) if self.heads is not None else {},
             is_multi_label=batch.is_multi_label,
+            balance=self.balance,
+            mixed=batch.mixed,
         )
         return sum_terms(weighted_terms(self.objective, inputs))
 

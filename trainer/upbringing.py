@@ -9,6 +9,7 @@ from dla_cache.store import LatentStore
 from trainer.classifiers import pretrained_facts
 from trainer.config import RunConfig
 from trainer.reference import FrozenClassifier, Reference
+from trainer.roles import class_counts
 from trainer.run_folder import DataFacts, digest_of_rows
 from trainer.stored_targets import StoredTargets, open_targets, views_of_run
 from trainer.targets import ReferenceFacts
@@ -102,9 +103,12 @@ def data_facts(
     # A probe sees no pixels, and its store may gain images.
     from_store = store.metadata.images if config.images is None and config.kind != "probe" else None
     taught = upbringing.facts
+    counts, n_labelled = class_counts(store, config.roles.labelled)
     facts = DataFacts(
         class_names=tuple(store.class_names),
         is_multi_label=store.rows.is_multi_label,
+        class_counts=counts,
+        n_labelled=n_labelled,
         recipes={name: recipe.hash for name, recipe in recipes.items()} | (taught.recipes if taught else {}),
         formats={name: recipes[name].format.of_one_draw for name in wanted},
         modalities=tuple(wanted),

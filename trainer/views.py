@@ -2,32 +2,121 @@
 
 A view is a pure function of (seed, image ID, draw). No generator is advanced, so neither the batch,
 the worker nor the order matters, and a target stored for a view can be met with that very view later.
+`trainer.augment` makes the pixels of it.
 
-Dimensions: B images, H and W their sides in pixels.
+Dimensions: B images, N operations of RandAugment.
 """
 
-import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Annotated, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from dla_cache.spec import StrictModel
+from trainer.counters import as_normal, uniform_numbers
+
+VIEWS_VERSION = 1
+"""Part of the recipe of targets that are stored for views: raised when the same settings would give other views."""
 
 N_RANDOM_NUMBERS = 5
-"""Random numbers a view is made of: area, aspect, left, top, flip."""
+"""Random numbers a crop is made of: area, aspect, left, top, flip."""
+
+RAND_AUGMENT_OPERATIONS = (
+    "autocontrast",
+    "equalize",
+    "invert",
+    "rotate",
+    "posterize",
+    "solarize",
+    "solarize_add",
+    "colour",
+    "contrast",
+    "brightness",
+    "sharpness",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+)
+"""Those that RandAugment chooses from, by number: the order is part of every record."""
+
+HIGHEST_MAGNITUDE = 10.0
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+D = TypeVar("D")
+
+
+class ColourConfig(StrictModel):
+    """Changes of colour, in the order jitter, grey, solarised.
+
+    Source: ColorJitter of torchvision; grey and solarised views as in DINO, arXiv:2104.14294, and DeiT III,
+    arXiv:2204.07118.
+    """
+
+    brightness: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """A factor from 1 - x, at least 0, to 1 + x."""
+    contrast: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """As `brightness`."""
+    saturation: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """As `brightness`."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """A turn from -x to x, of 1 round the circle of hues."""
+    probability: Probability = 1.0
+    """Of the jitter, these four in an order of their own for each view; DINO's 0.8."""
+    grayscale: Probability = 0.0
+    """Of a view without colour."""
+    solarize: Probability = 0.0
+    """Of a view whose values from 128 on are inverted."""
+
+
+class RandAugmentConfig(StrictModel):
+    """Some operations drawn from 15, with replacement, all of one strength; the defaults are DeiT's.
+
+    Source: arXiv:1909.13719, with the strengths of timm's `rand-m9-n2-mstd0.5-inc1`, as DeiT (arXiv:2012.12877) has it.
+    """
+
+    operations: Annotated[int, Field(ge=1, le=16)] = 2
+    """Operations that are drawn for a view."""
+    magnitude: Annotated[float, Field(ge=0, le=HIGHEST_MAGNITUDE)] = 9.0
+    """Mean strength, 0 to 10."""
+    magnitude_std: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    """Its standard deviation; what leaves 0 to 10 is cut to it."""
+    probability: Probability = 0.5
+    """Of each drawn operation to take place."""
+
+
+class ErasingConfig(StrictModel):
+    """A rectangle of the normalised view is erased; the defaults are DeiT's.
+
+    Source: arXiv:1708.04896, as timm's `RandomErasing` has it, with sides cut to the view in place of another try.
+    """
+
+    probability: Probability = 0.25
+    """Of a view to lose a rectangle."""
+    area_min: Annotated[float, Field(gt=0, le=1)] = 0.02
+    """Smallest area, as a fraction of the view."""
+    area_max: Annotated[float, Field(gt=0, le=1)] = 1 / 3
+    ratio_min: Annotated[float, Field(gt=0)] = 0.3
+    """Smallest aspect: width over height."""
+    ratio_max: Annotated[float, Field(gt=0)] = 1 / 0.3
+    fill: Literal["noise", "constant"] = "noise"
+    """`noise`: normally distributed numbers, one for each value; `constant`: 0, the colour `pixel_mean`."""
+
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> Self:
+        if self.area_min > self.area_max or self.ratio_min > self.ratio_max:
+            raise ValueError("`area_min` and `ratio_min` may not exceed their maxima")
+        return self
 
 
 class ViewConfig(StrictModel):
-    """Distribution of views: a random resized crop of the whole original and a flip.
+    """Distribution of views: a random resized crop of the whole original, a flip, colours, an erased part.
 
-    Without a crop, as by default, a view is the centre square that evaluation sees.
+    Without a crop, as by default, a view begins with the centre square that evaluation sees.
     """
 
     scale_min: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -37,7 +126,14 @@ class ViewConfig(StrictModel):
     """Smallest aspect of the crop: width over height in pixels, whatever the image's own."""
     ratio_max: Annotated[float, Field(gt=0)] = 1.0
     horizontal_flip: bool = False
-    """Whether every second view, on average, is mirrored. Latents stay those of the whole image."""
+    """Whether every second view, on average, is mirrored. Latents with a width are mirrored with it, others stay
+    those of the whole image, and some are refused: see `trainer.latent_views`."""
+    colour: ColourConfig | None = None
+    """Changes of brightness, contrast, saturation and hue; none when absent."""
+    rand_augment: RandAugmentConfig | None = None
+    """RandAugment, after `colour`; none when absent."""
+    erasing: ErasingConfig | None = None
+    """Random erasing, last of all; none when absent."""
     count: Annotated[int, Field(gt=0)] | None = None
     """Different views of an image, seen in turn, one an epoch; the run's seed says which is first. None: a new one
     each epoch."""
@@ -60,12 +156,53 @@ class ViewConfig(StrictModel):
     @property
     def is_random(self) -> bool:
         """Whether views of an image differ."""
-        return self.is_cropped or self.horizontal_flip
+        changes = (self.colour, self.rand_augment, self.erasing)
+        return self.is_cropped or self.horizontal_flip or any(change is not None for change in changes)
 
     @property
     def is_cropped(self) -> bool:
         """Whether views are crops."""
         return not self.scale_min == self.scale_max == self.ratio_min == self.ratio_max == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Colours:
+    """What becomes of the colours of each view."""
+
+    brightness: NDArray[np.float64]
+    """[B], factor; 1 changes nothing, as for the next two."""
+    contrast: NDArray[np.float64]
+    saturation: NDArray[np.float64]
+    hue: NDArray[np.float64]
+    """[B], turn; 0 changes nothing."""
+    order: NDArray[np.int8]
+    """[B, 4], which of the four comes first, second, …: 0 is brightness, 3 hue."""
+    grayscale: NDArray[np.bool_]
+    solarize: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class RandAugments:
+    """The operations on each view, one after another."""
+
+    operation: NDArray[np.int8]
+    """[B, N], place in `RAND_AUGMENT_OPERATIONS`; -1 for none."""
+    magnitude: NDArray[np.float64]
+    """[B, N], 0 to 10."""
+    is_negated: NDArray[np.bool_]
+    """[B, N]: whether an operation with two directions goes in the other one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Erasings:
+    """The rectangle that is erased from each view, in fractions of the view's sides; of no width where none is."""
+
+    left: NDArray[np.float64]
+    top: NDArray[np.float64]
+    width: NDArray[np.float64]
+    height: NDArray[np.float64]
+    noise: NDArray[np.uint64]
+    """[B], the stream that the noise is read from; 0 for a constant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +215,38 @@ class Views:
     height: NDArray[np.float64]
     flip: NDArray[np.bool_]
     """Whether the crop is mirrored left to right; the box is that of the unmirrored image."""
+    colours: Colours | None = None
+    rand_augments: RandAugments | None = None
+    erasings: Erasings | None = None
 
     def of(self, places: Sequence[int]) -> Self:
         """The views of some of the images, in the order of `places`."""
-        return type(self)(*(getattr(self, field.name)[places] for field in fields(self)))
+        return _chosen(self, places)
+
+    @property
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """Every drawn parameter [B, …] by its name, as `left` and `colours.hue`: equal arrays are equal views."""
+        return _arrays(self)
+
+
+def _chosen(record: D, places: Sequence[int]) -> D:
+    values = [(field.name, getattr(record, field.name)) for field in fields(record)]  # type: ignore[arg-type]
+    chosen = {
+        name: value if value is None else _chosen(value, places) if is_dataclass(value) else value[places]
+        for name, value in values
+    }
+    return type(record)(**chosen)
+
+
+def _arrays(record: Any, prefix: str = "") -> dict[str, NDArray[Any]]:
+    found: dict[str, NDArray[Any]] = {}
+    for field in fields(record):
+        name, value = f"{prefix}{field.name}", getattr(record, field.name)
+        if is_dataclass(value):
+            found |= _arrays(value, f"{name}.")
+        elif value is not None:
+            found[name] = value
+    return found
 
 
 def draw_views(
@@ -98,85 +263,67 @@ def draw_views(
         draw: usually the epoch; 0 to 2³² - 1.
         aspects: [B], width over height of each image in pixels; 1 where all are square.
     """
-    area, aspect, left, top, flip = _uniform(seed, image_ids, draw).T
+    area, aspect, left, top, flip = uniform_numbers(seed, image_ids, draw, N_RANDOM_NUMBERS).T
     scale = config.scale_min + area * (config.scale_max - config.scale_min)
-    log_min, log_max = math.log(config.ratio_min), math.log(config.ratio_max)
-    ratio = np.exp(log_min + aspect * (log_max - log_min))
-    ratio = ratio / aspects  # now of fractions of the image's sides
+    ratio = _log_uniform(aspect, config.ratio_min, config.ratio_max) / aspects  # now of fractions of the image's sides
     width = np.minimum(np.sqrt(scale * ratio), 1.0)
     height = np.minimum(np.sqrt(scale / ratio), 1.0)
     width = np.minimum(width, height * (config.ratio_max / aspects))
     height = np.minimum(height, width / (config.ratio_min / aspects))
-    is_mirrored = (flip < 0.5) & config.horizontal_flip
-    return Views(left * (1 - width), top * (1 - height), width, height, is_mirrored)
+    return Views(
+        left * (1 - width),
+        top * (1 - height),
+        width,
+        height,
+        (flip < 0.5) & config.horizontal_flip,
+        _draw_colours(seed, image_ids, draw, config.colour) if config.colour is not None else None,
+        _draw_rand_augments(seed, image_ids, draw, config.rand_augment) if config.rand_augment is not None else None,
+        _draw_erasings(seed, image_ids, draw, config.erasing) if config.erasing is not None else None,
+    )
 
 
-def apply_views(pixels: Tensor, views: Views, size: int) -> Tensor:
-    """Each image's view, resized to a square by antialiased bilinear interpolation.
-
-    Rows and columns are interpolated by one matrix each, computed in float64: the view of the whole
-    image at its own size is exact, and a sample does not depend on the others of its batch.
-
-    Args:
-        pixels: [B, 3, H, W], uint8 or float.
-        size: side of the result in pixels.
-
-    Returns:
-        [B, 3, size, size] float32, in the units of `pixels`.
-    """
-    height, width = pixels.shape[-2:]
-    rows = _interpolation(views.top, views.height, height, size)
-    columns = _interpolation(views.left, views.width, width, size)
-    columns = np.where(views.flip[:, None, None], columns[:, ::-1], columns)
-    rows_BSH = torch.from_numpy(rows).to(pixels.device, torch.float32)[:, None]
-    columns_BWS = torch.from_numpy(columns).to(pixels.device, torch.float32).transpose(1, 2)[:, None]
-    return rows_BSH @ pixels.float() @ columns_BWS
+def _log_uniform(number: NDArray[np.float64], smallest: float, largest: float) -> NDArray[np.float64]:
+    low, high = math.log(smallest), math.log(largest)
+    spread: NDArray[np.float64] = np.exp(low + number * (high - low))
+    return spread
 
 
-def view_images(images: Sequence[NDArray[np.uint8]], views: Views, size: int) -> Tensor:
-    """`apply_views` for images of any sizes, those of one size in one go.
+def _draw_colours(seed: int, image_ids: Sequence[str], draw: int, config: ColourConfig) -> Colours:
+    numbers = uniform_numbers(seed, image_ids, draw, 11, purpose="colour")
+    is_jittered = numbers[:, 0] < config.probability
 
-    Args:
-        images: B arrays uint8 [3, H, W].
-        size: side of the result in pixels.
+    def factor(column: int, width: float) -> NDArray[np.float64]:
+        low, high = max(0.0, 1 - width), 1 + width
+        return np.where(is_jittered, low + numbers[:, column] * (high - low), 1.0)
 
-    Returns:
-        [B, 3, size, size] float32, in [0, 255].
-    """
-    places_of: dict[tuple[int, ...], list[int]] = {}
-    for place, pixels in enumerate(images):
-        places_of.setdefault(pixels.shape, []).append(place)
-    shown = torch.empty(len(images), 3, size, size)
-    for places in places_of.values():
-        pixels_BCHW = torch.from_numpy(np.stack([images[place] for place in places]))
-        shown[places] = apply_views(pixels_BCHW, views.of(places), size)
-    return shown
-
-
-def _interpolation(start: NDArray[np.float64], extent: NDArray[np.float64], n: int, size: int) -> NDArray[np.float64]:
-    """Weights [B, size, n] that read `size` values from the part [start, start + extent] of `n` pixels."""
-    step = extent[:, None, None] * n / size  # source pixels for each target pixel
-    centre = start[:, None, None] * n + (np.arange(size)[:, None] + 0.5) * step
-    # A triangle as wide as the step when shrinking (antialias), one pixel wide when enlarging.
-    reach = np.maximum(step, 1.0)
-    distance = np.abs(np.arange(n) + 0.5 - centre)
-    weights = np.maximum(0.0, 1.0 - distance / reach)
-    normalised: NDArray[np.float64] = weights / weights.sum(axis=-1, keepdims=True)
-    return normalised
+    return Colours(
+        factor(1, config.brightness),
+        factor(2, config.contrast),
+        factor(3, config.saturation),
+        np.where(is_jittered, (2 * numbers[:, 4] - 1) * config.hue, 0.0),
+        np.argsort(numbers[:, 5:9], axis=1, kind="stable").astype(np.int8),
+        numbers[:, 9] < config.grayscale,
+        numbers[:, 10] < config.solarize,
+    )
 
 
-def _uniform(seed: int, image_ids: Sequence[str], draw: int) -> NDArray[np.float64]:
-    """[B, N_RANDOM_NUMBERS] in [0, 1): the image's stream, read from a position that the draw decides.
+def _draw_rand_augments(seed: int, image_ids: Sequence[str], draw: int, config: RandAugmentConfig) -> RandAugments:
+    numbers = uniform_numbers(seed, image_ids, draw, 5 * config.operations, purpose="rand_augment")
+    which, happens, first, second, sign = np.moveaxis(numbers.reshape(len(image_ids), config.operations, 5), 2, 0)
+    magnitude = config.magnitude + config.magnitude_std * as_normal(first, second)
+    return RandAugments(
+        np.where(happens < config.probability, np.floor(which * len(RAND_AUGMENT_OPERATIONS)), -1).astype(np.int8),
+        np.clip(magnitude, 0.0, HIGHEST_MAGNITUDE),
+        sign < 0.5,
+    )
 
-    Source: SplitMix64, Steele et al., OOPSLA 2014, figure 17; keyed by BLAKE2b of seed and image ID.
-    """
-    key = seed.to_bytes(8, "little")
-    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8, key=key).digest() for name in image_ids)
-    streams = np.frombuffer(digests, dtype="<u8").astype(np.uint64)
-    counters = np.arange(N_RANDOM_NUMBERS, dtype=np.uint64) + np.uint64(draw * N_RANDOM_NUMBERS + 1)
-    bits = streams[:, None] + counters * np.uint64(0x9E3779B97F4A7C15)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    bits ^= bits >> np.uint64(31)
-    uniform: NDArray[np.float64] = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return uniform
+
+def _draw_erasings(seed: int, image_ids: Sequence[str], draw: int, config: ErasingConfig) -> Erasings:
+    happens, area, aspect, left, top, noise = uniform_numbers(seed, image_ids, draw, 6, purpose="erasing").T
+    scale = config.area_min + area * (config.area_max - config.area_min)
+    ratio = _log_uniform(aspect, config.ratio_min, config.ratio_max)
+    is_erased = happens < config.probability
+    width = np.where(is_erased, np.minimum(np.sqrt(scale * ratio), 1.0), 0.0)
+    height = np.where(is_erased, np.minimum(np.sqrt(scale / ratio), 1.0), 0.0)
+    stream = (noise * 2.0**53).astype(np.uint64) if config.fill == "noise" else np.zeros(len(image_ids), np.uint64)
+    return Erasings(left * (1 - width), top * (1 - height), width, height, stream)

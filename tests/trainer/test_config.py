@@ -17,6 +17,8 @@ PLACES = {"store": "cache.zarr", "images": "data", "output": "run"}
 DEPTH = LatentFormat(kind="continuous", shape=(8, 4, 4), axes=("channel", "height", "width"), dtype="float16")
 FACTS = {
     "class_names": ("a", "b"),
+    "class_counts": (1, 1),
+    "n_labelled": 2,
     "recipes": {"depth": ""},
     "formats": {"depth": DEPTH},
     "modalities": ("depth",),

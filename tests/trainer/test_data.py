@@ -15,10 +15,11 @@ from dla_cache.images import centre_square, decode_image, shrink
 from dla_cache.manifest import ManifestRow, write_manifest
 from dla_cache.store import create_store
 from dla_cache.store.rows import RowTable
+from trainer.augment import apply_views
 from trainer.data import PairSource, PixelScale, Role
 from trainer.presets import EMBEDDED_CROP
 from trainer.student import StudentConfig, build_student, export_student
-from trainer.views import ViewConfig, apply_views, draw_views
+from trainer.views import ViewConfig, draw_views
 
 DIGITS = sorted((Path(__file__).parents[1] / "golden").glob("relief-digit-*.png"))
 SCALE = PixelScale((0.394, 0.401, 0.388), (0.183, 0.168, 0.170))

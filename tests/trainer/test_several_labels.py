@@ -33,10 +33,10 @@ def runs(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("several")
     store = str(build_several(tiny, folder))
     transfer = {"roles": {"transfer": ["transfer"]}, "transfer_per_batch": 4, "self_training": {"confidence": 0.6}}
-    train_run(tiny.run("probe", folder / "probe", store=store, **transfer))
-    train_run(tiny.run("teacher", folder / "teacher", store=store))
+    train_run(tiny.run("probe", folder / "probe", allow_empty_classes=True, store=store, **transfer))
+    train_run(tiny.run("teacher", folder / "teacher", allow_empty_classes=True, store=store))
     fields = {"teacher": folder / "teacher", "objective": tiny.objectives["messy"], "store": store}
-    train_run(tiny.run("student", folder / "student", **fields))
+    train_run(tiny.run("student", folder / "student", allow_empty_classes=True, **fields))
     return folder
 
 
@@ -134,7 +134,7 @@ def test_the_student_tells_transformers_that_its_classes_do_not_exclude_each_oth
 def test_labels_of_one_kind_and_runs_of_the_other_do_not_mix(tiny, runs, tmp_path):
     fields = {"teacher": runs / "teacher", "objective": tiny.objectives["kd"]}
     with pytest.raises(RecipeMismatchError, match="one has one class an image, the other several"):
-        train_run(tiny.run("student", tmp_path / "student", **fields))
+        train_run(tiny.run("student", tmp_path / "student", allow_empty_classes=True, **fields))
     with pytest.raises(RecipeMismatchError, match=r"has one class an image, .* on several labels"):
         measure_run(load_run(runs / "probe"), open_store(tiny.store), tiny.images, ["test"], where="there")
 
@@ -145,19 +145,26 @@ def test_a_split_in_which_no_image_has_a_class_cannot_be_measured(tiny, tmp_path
 
     store = build_several(tiny, tmp_path, without_classes)
     with pytest.raises(SpecError, match=r"no image of `roles.validation` has any of the classes"):
-        train_run(tiny.run("probe", tmp_path / "run", store=str(store)))
+        train_run(tiny.run("probe", tmp_path / "run", allow_empty_classes=True, store=str(store)))
 
 
 def test_one_class_is_a_question_where_images_may_have_several_and_none_where_they_have_one(tiny, tmp_path):
     rows = [replace(row, label=None if row.label is None else (0,) * (row.label == 0)) for row in tiny.manifest.rows()]
     manifest = write_manifest(tiny.manifest.root / "red.parquet", rows, ["red"])
-    result = train_run(tiny.run("teacher", tmp_path / "red", store=str(tiny.build(manifest, tmp_path / "red.zarr"))))
+    result = train_run(
+        tiny.run(
+            "teacher",
+            tmp_path / "red",
+            allow_empty_classes=True,
+            store=str(tiny.build(manifest, tmp_path / "red.zarr")),
+        )
+    )
     assert result.metric == "mAP"
     rows = [replace(row, label=row.label if row.label is None else 0) for row in tiny.manifest.rows()]
     manifest = write_manifest(tiny.manifest.root / "all-red.parquet", rows, ["red"])
     store = str(tiny.build(manifest, tmp_path / "all-red.zarr"))
     with pytest.raises(SpecError, match="the store has 1 classes"):
-        train_run(tiny.run("probe", tmp_path / "all-red", store=store))
+        train_run(tiny.run("probe", tmp_path / "all-red", allow_empty_classes=True, store=store))
 
 
 def test_what_cannot_be_ranked_cannot_be_measured(tiny, runs, tmp_path):

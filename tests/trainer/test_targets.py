@@ -1,7 +1,9 @@
 """Stored targets: what a frozen model says of each view, asked once, and learned from without the model."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +190,17 @@ def test_targets_that_were_stopped_go_on_and_are_the_same(tiny, models, stored, 
     assert 0 < len(open_store(tmp_path / "targets").committed("target-logits-v0")) < 3
     report = make_targets(config)
     assert 0 < report.computed < report.shards == 3
+    assert open_store(tmp_path / "targets").content_hash() == open_store(stored).content_hash()
+
+
+def test_targets_of_a_killed_process_go_on_and_are_the_same(tiny, models, stored, tmp_path):
+    config = targets_config(tiny, models / "teacher", tmp_path / "targets", **EVERYTHING)
+    process = os.fork()
+    if not process:  # dies in the second shard, as nothing that could tidy up expects
+        make_targets(config, on_progress=lambda done, _: done > 8 and os.kill(os.getpid(), signal.SIGKILL))
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGKILL
+    assert make_targets(config).computed == 2
     assert open_store(tmp_path / "targets").content_hash() == open_store(stored).content_hash()
 
 

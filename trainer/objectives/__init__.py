@@ -12,7 +12,7 @@ from torch import Tensor
 from dla_cache.spec import StrictModel
 from trainer.features import LOGITS, Target
 from trainer.heads import MessyTerm
-from trainer.objectives.ce import CeConfig, cross_entropy
+from trainer.objectives.ce import PLAIN, Balance, CeConfig, MixedLabels, cross_entropy
 from trainer.objectives.kd import KdConfig, kd_loss
 from trainer.objectives.messy import MessyConfig, messy_loss, messy_targets
 
@@ -39,6 +39,10 @@ class ObjectiveInputs:
     """[B, D] each, from the student's heads."""
     is_multi_label: bool = False
     """Whether each class is a question of its own."""
+    balance: Balance = PLAIN
+    """How the cross entropy evens out classes."""
+    mixed: MixedLabels | None = None
+    """Whose labels count beside an image's own, where images are mixed."""
 
     def has(self, need: Need) -> bool:
         """Whether `need` is given."""
@@ -61,7 +65,7 @@ class Objective:
 
 def _ce(config: CeConfig, inputs: ObjectiveInputs) -> Tensor | None:
     assert inputs.labels is not None
-    return cross_entropy(inputs.student_logits, inputs.labels)
+    return cross_entropy(inputs.student_logits, inputs.labels, inputs.balance, inputs.mixed)
 
 
 def _kd(config: KdConfig, inputs: ObjectiveInputs) -> Tensor:
