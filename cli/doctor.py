@@ -46,6 +46,7 @@ class Package:
 FOR_LORAS = "sources with a LoRA: `dla sources list`"
 FOR_SOURCES = "the embedded sources: `dla demo`, `dla cache build`, `dla sources fit`"
 FOR_ONNX = "`dla export --format onnx`"
+FOR_TIMM = "students of timm"
 FOR_S3 = "stores at `s3://...`"
 FOR_STABLE_AUDIO = "the scheduler of the source `stable-audio`"
 FOR_TARS = "reading tar stores with webdataset's own loader; dla does without"
@@ -74,6 +75,7 @@ PACKAGES = (
     Package("onnx", "onnx", "1.16", FOR_ONNX, "onnx", **OPTIONAL),
     Package("onnxscript", "onnxscript", "0.5", FOR_ONNX, "onnx", **OPTIONAL),
     Package("onnxruntime", "onnxruntime", "1.20", FOR_ONNX, "onnx", **OPTIONAL),
+    Package("timm", "timm", "1.0", FOR_TIMM, "timm", **OPTIONAL),
     Package("boto3", "boto3", "1.36", FOR_S3, "s3", **OPTIONAL),
     Package("webdataset", "webdataset", "0.2", FOR_TARS, **OPTIONAL),
 )

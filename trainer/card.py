@@ -8,6 +8,7 @@ from dla_cache import __version__
 from dla_cache.errors import DlaError
 from dla_cache.spec import Recipe
 from dla_cache.store import open_store
+from trainer.outline import model_size
 from trainer.run_folder import RunResult, read_config
 from trainer.tasks import StudentTask
 from trainer.upbringing import TrainedRun
@@ -59,6 +60,8 @@ RUN_ONNX = """\
 session = onnxruntime.InferenceSession("model.onnx")
 logits = session.run(["logits"], {"pixels": pixels})[0]"""
 
+UNITS = ("", "k", "M", "G", "T", "P")
+
 CARD = """\
 ---
 {library}pipeline_tag: image-classification
@@ -68,7 +71,8 @@ tags:
 
 # {name}: an image-only student
 
-An image classifier of {n_classes} classes{of_several} and {n_parameters:,} parameters.
+An image classifier of {n_classes} classes{of_several} and {n_parameters:,} parameters: a {architecture}.
+One image costs {flops} FLOPs, two for each multiplication with an addition.
 It sees the centre square of an image at {size} x {size} pixels and nothing else.
 {upbringing}
 
@@ -118,12 +122,15 @@ def model_card(run: TrainedRun, result: RunResult, *, format_name: str, notes: M
     roles, names = run.config.roles, run.facts.class_names
     recipes = recipes_of(run)
     sources = sorted({recipe.source for recipe in recipes.values()} & notes.keys())
+    size = model_size(run.task.student, run.config.image_size)
     return CARD.format(
         library="library_name: transformers\n" if format_name == "transformers" else "",
         name=run.folder.resolve().name,
         n_classes=len(names),
         of_several=", any number of them an image," if run.facts.is_multi_label else "",
-        n_parameters=sum(parameter.numel() for parameter in run.task.student.parameters()),
+        n_parameters=size.parameters,
+        architecture=architecture_of(run),
+        flops=in_thousands(size.flops),
         size=run.config.image_size,
         upbringing=upbringing(run),
         metric={"top-1": "Top-1", "mAP": "Mean average precision (mAP)"}[result.metric],
@@ -140,6 +147,21 @@ def model_card(run: TrainedRun, result: RunResult, *, format_name: str, notes: M
         provenance="\n".join(f"| {what} | {value} |" for what, value in provenance(run, recipes).items()),
         sources="".join(f"\n- `{source}`: {notes[source]}" for source in sources) + ("\n" if sources else ""),
     )
+
+
+def architecture_of(run: TrainedRun) -> str:
+    """What transformers, or timm, calls the model."""
+    assert isinstance(run.task, StudentTask)
+    config = run.task.student.config
+    return (
+        f"`{config.architecture}` of timm" if "timm" in run.config.model else f"`{config.model_type}` of transformers"
+    )
+
+
+def in_thousands(number: int) -> str:
+    """A large number in short, as `35.1 G`."""
+    unit = max(place for place in range(len(UNITS)) if number >= 1000**place or place == 0)
+    return f"{number / 1000**unit:.3g} {UNITS[unit]}".rstrip()
 
 
 def code_of(format_name: str, run: TrainedRun) -> str:
@@ -183,6 +205,8 @@ def provenance(run: TrainedRun, recipes: Mapping[str, Recipe]) -> dict[str, str]
         "kept weights, sha256": f"`{run.weights_sha256}`",
         "images, splits and labels, sha256": f"`{facts.rows_sha256}`",
     }
+    if facts.pretrained is not None:
+        lines["weights it began from, sha256"] = f"`{facts.pretrained.sha256}`"
     if facts.teacher_sha256 is not None:
         lines["weights it learned from, sha256"] = f"`{facts.teacher_sha256}`"
     for name, content in facts.latents_sha256.items():

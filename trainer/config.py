@@ -10,6 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from dla_cache.errors import SpecError
 from dla_cache.remote import is_remote
 from dla_cache.spec import StrictModel, parse_spec
+from trainer.classifiers import ORIGINS, ClassifierConfig
 from trainer.mixing import MixingConfig
 from trainer.objectives import Need, ObjectiveConfig
 from trainer.objectives.ce import LabelConfig
@@ -29,6 +30,11 @@ MODEL_CONFIGS: Mapping[str, type[StrictModel]] = {
 
 DERIVED_FIELDS = frozenset({"n_classes", "formats", "modalities", "image_size"})
 """Model fields that the store and the run decide, and `model` may not."""
+
+
+def config_class(kind: str, model: Mapping[str, Any]) -> type[StrictModel]:
+    """What describes the `model` of a run; a student is the paper's ViT unless it says what else."""
+    return ClassifierConfig if kind == "student" and not model.keys().isdisjoint(ORIGINS) else MODEL_CONFIGS[kind]
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -110,7 +116,8 @@ class RunConfig(StrictModel):
     pixel_std: tuple[PositiveFinite, PositiveFinite, PositiveFinite] = (0.5, 0.5, 0.5)
     """Per channel; divided by. Small patches of low contrast drown beside their positions otherwise."""
     model: dict[str, Any] = Field(default_factory=dict)
-    """Fields of ProbeConfig, TeacherConfig or StudentConfig that the store does not decide."""
+    """Fields of ProbeConfig, TeacherConfig, StudentConfig or, of another student than the paper's ViT, ClassifierConfig
+    that the store does not decide."""
     objective: ObjectiveConfig | None = None
     """Students only."""
     ce: LabelConfig = LabelConfig()
@@ -146,7 +153,7 @@ class RunConfig(StrictModel):
     def _parts_fit(self) -> Self:
         if self.epochs is not None and "steps" in self.loop.model_fields_set:
             raise ValueError("`epochs` and `loop.steps` both say how long: leave one out, or set `epochs: null`")
-        known = set(MODEL_CONFIGS[self.kind].model_fields) - DERIVED_FIELDS
+        known = set(config_class(self.kind, self.model).model_fields) - DERIVED_FIELDS
         unknown = sorted(set(self.model) - known)
         if unknown:
             raise ValueError(f"`model` of a {self.kind} has no field {unknown}; it has {sorted(known)}")
@@ -209,6 +216,9 @@ def resolve_run(value: Mapping[str, Any], *, base: Path, where: str) -> RunConfi
     roles = given.get("roles")
     if isinstance(roles, Mapping) and "transfer" in roles and not roles["transfer"]:
         preset = without_transfer(preset)
+    model = given.get("model")
+    if isinstance(model, Mapping) and given.get("kind") == "student" and not model.keys().isdisjoint(ORIGINS):
+        preset = {name: value for name, value in preset.items() if name != "model"}  # the shape of a ViT
     return parse_spec(placed(merge(preset, given), base, where), RunConfig, where=where)
 
 

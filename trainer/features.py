@@ -56,6 +56,9 @@ class Target:
 
 LOGITS = Target("logits")
 
+ROUNDING = 1e-9
+"""Of a fraction times a depth: 7/25 of 25 blocks is 7.000000000000001, and ends block 6."""
+
 
 @dataclass(frozen=True, slots=True)
 class Features:
@@ -89,8 +92,8 @@ def resolve_layer(layer: Layer, names: Sequence[str], whose: str) -> int:
     """
     if isinstance(layer, str) and layer in names:
         return list(names).index(layer)
-    if isinstance(layer, float) and 0 < layer <= 1:
-        return math.ceil(layer * len(names)) - 1
+    if isinstance(layer, float) and 0 < layer <= 1 and names:
+        return max(0, math.ceil(layer * len(names) - ROUNDING) - 1)
     if isinstance(layer, int) and 0 <= layer < len(names):
         return layer
     shown = ", ".join(f"`{name}`" for name in (names if len(names) <= 6 else [*names[:3], "...", names[-1]]))

@@ -1,11 +1,22 @@
-"""MESSy's predictive heads: from a block of the student to what a block of the reference holds of a span."""
+"""MESSy's predictive heads: from a block of the student to what a block of the reference holds of a span.
+
+Dimensions: B images, N tokens of a block, D its width.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
-from trainer.features import CLS, Features, Target
+from trainer.features import CLS, IMAGE, Features, Target
+
+Reading = Literal["cls", "pooled", "spatial"]
+"""What a head sees of a block: the CLS, the mean of the image's tokens, or what a learned query picks of these."""
+
+ATTENTION_HEADS = (8, 4, 2, 1)
+"""Of a query: the most that divide the width."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -17,6 +28,25 @@ class MessyTerm:
 
     student_block: int
     target: Target
+
+
+class LearnedQuery(nn.Module):
+    """One query that attends over layer-normed tokens: [B, N, D] to [B, D].
+
+    Source: the attentive probe of V-JEPA, arXiv:2404.08471, without its residual block.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, width), std=0.02))
+        self.norm = nn.LayerNorm(width)
+        n_heads = next(n for n in ATTENTION_HEADS if width % n == 0)
+        self.attention = nn.MultiheadAttention(width, n_heads, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        keys = self.norm(tokens)
+        picked: Tensor = self.attention(self.query.expand(len(tokens), -1, -1), keys, keys, need_weights=False)[0]
+        return picked[:, 0]
 
 
 class MessyHeads(nn.Module):
@@ -32,15 +62,18 @@ class MessyHeads(nn.Module):
         target_widths: Mapping[Target, int],
         *,
         hidden: int,
+        read: Reading = "cls",
     ) -> None:
         """
         Args:
             student_widths: D of each of the student's blocks.
             target_widths: D of each target.
             hidden: width between a head's two layers.
+            read: what a head sees; one that predicts tokens sees each of the image's.
         """
         super().__init__()
         self.terms = tuple(terms)
+        self.read = read
         self.heads = nn.ModuleList(
             nn.Sequential(
                 nn.Linear(student_widths[term.student_block], hidden),
@@ -49,12 +82,28 @@ class MessyHeads(nn.Module):
             )
             for term in self.terms
         )
+        self.queries = nn.ModuleDict(
+            {
+                str(number): LearnedQuery(student_widths[term.student_block])
+                for number, term in enumerate(self.terms)
+                if read == "spatial" and term.target.what == "pooled"
+            }
+        )
 
     def forward(self, student: Features) -> dict[MessyTerm, Tensor]:
-        """Predictions [B, D of the target] from the student's CLS."""
-        assert student.spans is not None
-        seen = student.spans[CLS]
+        """Predictions [B, D of the target]; of tokens [B, N of the student, D of the target]."""
         return {
-            term: head(student.blocks[term.student_block][:, seen].mean(dim=1))
-            for term, head in zip(self.terms, self.heads, strict=True)
+            term: head(self._seen(number, term, student))
+            for number, (term, head) in enumerate(zip(self.terms, self.heads, strict=True))
         }
+
+    def _seen(self, number: int, term: MessyTerm, student: Features) -> Tensor:
+        assert student.spans is not None
+        reads_cls = self.read == "cls" and term.target.what == "pooled"
+        tokens = student.blocks[term.student_block][:, student.spans[CLS if reads_cls else IMAGE]]
+        if term.target.what == "tokens":
+            return tokens
+        if self.read == "spatial":
+            picked: Tensor = self.queries[str(number)](tokens)
+            return picked
+        return tokens.mean(dim=1)

@@ -95,7 +95,9 @@ class Loop:
         self.processes = processes if processes is not None else alone(config)
         self.log = log
         self.metrics = MetricsFile(folder / "metrics.jsonl")
-        depths: Mapping[str, int] | None = task.parameter_depths() if isinstance(task, HasDepths) else None
+        depths: Mapping[str, int] | None = None
+        if config.layer_decay < 1 and isinstance(task, HasDepths):
+            depths = task.parameter_depths()
         self.optimizer = torch.optim.AdamW(
             parameter_groups(task.module, config, depths), lr=config.learning_rate, weight_decay=config.weight_decay
         )

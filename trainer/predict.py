@@ -39,6 +39,7 @@ LOADING_FAULTS = (
     TypeError,
     AttributeError,
     RuntimeError,
+    ImportError,  # of timm
     SafetensorError,
     StrictDataclassError,
 )

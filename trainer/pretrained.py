@@ -188,7 +188,8 @@ def make_config(
                 hint=f"there is {name_some(near, shown=60)}",
             )
     with told_as_spec_error(f"`{where}.settings` make no `{architecture}`"):
-        sized = {"image_size": image_size} if "image_size" in known else {}
+        is_pair = isinstance(getattr(own, "image_size", None), list | tuple)
+        sized = {"image_size": [image_size, image_size] if is_pair else image_size} if "image_size" in known else {}
         made: PreTrainedConfig = own(**{**sized, **settings})
     return made
 

@@ -10,9 +10,14 @@ import torch
 
 from dla_cache.spec import StrictModel, parse_spec
 from dla_cache.store import LatentStore, open_store
-from trainer.backbone import check_backbone_pixels
 from trainer.checkpoint import fitting, load_checkpoint, write_atomically
-from trainer.config import MODEL_CONFIGS, RunConfig, folder_of
+from trainer.classifiers import (
+    ClassifierConfig,
+    build_classifier,
+    check_pretrained_pixels,
+    load_classifier,
+)
+from trainer.config import RunConfig, config_class, folder_of
 from trainer.data import PairSource, PixelScale, Role
 from trainer.evaluate import measure_branches, measure_subsets, name_subsets
 from trainer.loop import Loop
@@ -98,7 +103,7 @@ def _train_locked(
     check_roles(config, store)
     if upbringing.facts is not None:
         check_same_pixels(config, upbringing.facts, upbringing.place)
-    check_backbone_pixels(config.model, config.pixel_mean, config.pixel_std)
+    check_pretrained_pixels(config.model, config.pixel_mean, config.pixel_std)
     if upbringing.targets is not None:
         check_targets(upbringing.targets, store, config.training_splits, config.store)
     seen = upbringing.latents if config.kind == "student" else facts.modalities
@@ -108,6 +113,8 @@ def _train_locked(
     task = build_task(config, facts, upbringing.reference)
     if isinstance(task, TeacherTask):
         task.module.load_backbone()
+    elif isinstance(task, StudentTask):
+        load_classifier(task.student, model_config(config, facts))
     set_statistics(task, config, facts, store)
     task.module.to(config.device)
 
@@ -139,7 +146,10 @@ def _train_locked(
 
     training = pairs.training(roles, config.loop.accumulation)
     with closing(training(0)) as stream:
-        position_to_content = task.position_to_content(next(stream))
+        first = next(stream)
+        if isinstance(task, StudentTask):
+            task.check_batch(first)
+        position_to_content = task.position_to_content(first)
     trackers = Trackers(processes.accelerator, folder / "logs", config.model_dump(mode="json"), config.images_per_step)
     loop = Loop(task, resolve_loop(config, store), folder, seed=config.seed, processes=processes, log=trackers.log)
     if begun is None:
@@ -249,9 +259,12 @@ def build_task(
         return ProbeTask(LatentProbe(model), config.self_training, balance)
     if isinstance(model, TeacherConfig):
         return TeacherTask(Teacher(model, facts.pretrained), config.self_training, balance)
-    assert isinstance(model, StudentConfig)
     assert config.objective is not None
-    student = build_student(model)
+    if isinstance(model, ClassifierConfig):
+        student = build_classifier(model, facts.pretrained)
+    else:
+        assert isinstance(model, StudentConfig)
+        student = build_student(model)
     if reference is None:
         return StudentTask(student, config.objective.model_copy(update={"messy": None}), None, balance)
     return StudentTask(student, config.objective, reference, balance)
@@ -265,7 +278,7 @@ def model_config(config: RunConfig, facts: DataFacts) -> StrictModel:
         "formats": facts.formats,
         "modalities": facts.modalities,
     }
-    model = MODEL_CONFIGS[config.kind]
+    model = config_class(config.kind, config.model)
     fields = config.model | {name: value for name, value in derived.items() if name in model.model_fields}
     return parse_spec(fields, model, where="model")
 

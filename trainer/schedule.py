@@ -1,7 +1,7 @@
 """How long, how fast and on what a task is trained: the settings of the loop, and the arithmetic that follows."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -134,18 +134,3 @@ def parameter_groups(module: nn.Module, config: LoopConfig, depths: Mapping[str,
         }
         for (depth, is_decayed), parameters in groups.items()
     ]
-
-
-def depths_by_block(module: nn.Module, blocks: Sequence[str]) -> dict[str, int]:
-    """The depth of each parameter of a model by its name: 0 of what comes before the blocks, as an embedding does,
-    number + 1 in a block, and above them all for what comes behind.
-
-    Args:
-        blocks: the names of the modules that are blocks, from the lowest on.
-    """
-    depths, behind = {}, 0
-    for name, _ in module.named_parameters():
-        of_block = [number for number, block in enumerate(blocks, start=1) if name.startswith(f"{block}.")]
-        behind = len(blocks) + 1 if behind or of_block else 0
-        depths[name] = of_block[0] if of_block else behind
-    return depths

@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 from transformers.image_utils import PILImageResampling
 
 from trainer.data import PixelScale
-from trainer.features import CLS, IMAGE, Features
+from trainer.features import Features
+from trainer.outline import Blocks
 from trainer.trunk import TrunkConfig
 
 MULTI_LABEL: Literal["multi_label_classification"] = "multi_label_classification"
@@ -49,25 +50,17 @@ def build_student(config: StudentConfig) -> ViTForImageClassification:
     return student
 
 
-STUDENT_SPANS = {CLS: slice(0, 1), IMAGE: slice(1, None)}
-"""Where CLS and the image lie among a student's tokens."""
-
-
-def student_widths(student: ViTForImageClassification) -> dict[str, int]:
-    """D of each block, by its module's name."""
-    return {f"vit.layers.{number}": student.config.hidden_size for number in range(student.config.num_hidden_layers)}
-
-
-def student_features(student: ViTForImageClassification, pixels: Tensor) -> Features:
+def student_features(student: PreTrainedModel, blocks: Blocks, pixels: Tensor) -> Features:
     """Logits and block outputs for normalised pixels [B, 3, H, W]."""
     output = student(pixel_values=pixels, output_hidden_states=True)
-    # The first hidden state is the embedding, what goes into block 0.
-    return Features(output.logits, tuple(output.hidden_states[1:]), STUDENT_SPANS)
+    return blocks.features(output.logits, output.hidden_states)
 
 
 @torch.no_grad()
-def student_position_to_content(student: ViTForImageClassification, pixels: Tensor) -> float:
-    """Mean norm of the patch positions over mean norm of the patch tokens they are added to."""
+def student_position_to_content(student: PreTrainedModel, pixels: Tensor) -> float | None:
+    """Mean norm of the patch positions over mean norm of the patch tokens they are added to; None of no ViT."""
+    if not isinstance(student, ViTForImageClassification):
+        return None
     embeddings = student.vit.embeddings
     content = embeddings.patch_embeddings(pixels).norm(dim=-1)
     positions = embeddings.position_embeddings[:, 1:].norm(dim=-1)
@@ -75,7 +68,7 @@ def student_position_to_content(student: ViTForImageClassification, pixels: Tens
 
 
 def export_student(
-    student: ViTForImageClassification,
+    student: PreTrainedModel,
     folder: Path,
     *,
     class_names: Sequence[str],

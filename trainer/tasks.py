@@ -5,13 +5,16 @@ Dimensions: B images, D width, K classes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import ViTForImageClassification
+from transformers import PreTrainedModel
 
+from dla_cache.errors import SpecError
+from trainer.classifiers import uses_batch_statistics
 from trainer.config import SelfTraining
 from trainer.data import Batch
 from trainer.features import Features, Target
@@ -19,11 +22,11 @@ from trainer.heads import MessyHeads
 from trainer.objectives import Need, ObjectiveConfig, ObjectiveInputs, weighted_terms
 from trainer.objectives.ce import PLAIN, Balance, cross_entropy, has_label
 from trainer.objectives.kd import yes_and_no
-from trainer.objectives.messy import messy_targets, messy_terms
+from trainer.objectives.messy import messy_targets, messy_terms, what_to_read
+from trainer.outline import Blocks, find_blocks, parameter_depths
 from trainer.probe import LatentProbe
 from trainer.reference import Reference
-from trainer.schedule import depths_by_block
-from trainer.student import STUDENT_SPANS, student_features, student_position_to_content, student_widths
+from trainer.student import student_features, student_position_to_content
 from trainer.teacher import Teacher
 
 
@@ -167,7 +170,7 @@ class TeacherTask:
 
     def parameter_depths(self) -> dict[str, int]:
         """Of each parameter by name, see `trainer.loop.HasDepths`; the late branch learns as fast as the head."""
-        return depths_by_block(self.module, [f"blocks.{number}" for number in range(len(self.module.blocks))])
+        return parameter_depths(self.module, [f"blocks.{number}" for number in range(len(self.module.blocks))])
 
     def taught_parameters(self) -> Sequence[nn.Parameter]:
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
@@ -195,7 +198,7 @@ class StudentTask:
 
     def __init__(
         self,
-        student: ViTForImageClassification,
+        student: PreTrainedModel,
         objective: ObjectiveConfig,
         reference: Reference | None,
         balance: Balance = PLAIN,
@@ -204,11 +207,12 @@ class StudentTask:
         self.balance = balance
         self.objective = objective
         self.reference = reference
+        self.needs_two_images = uses_batch_statistics(student)
         self.heads: MessyHeads | None = None
         parts: dict[str, nn.Module] = {"student": student}
         if Need.BLOCK_TARGETS in objective.needs:
             assert reference is not None
-            self.heads = build_heads(self.widths, objective, reference)
+            self.heads = build_heads(self.blocks, objective, reference)
             parts["heads"] = self.heads
         self.module = nn.ModuleDict(parts)
 
@@ -217,13 +221,18 @@ class StudentTask:
         """It sees no latents."""
         return ()
 
+    @cached_property
+    def blocks(self) -> Blocks:
+        """Where its features are; looked for when somebody wants them."""
+        return find_blocks(self.student)
+
     @property
-    def widths(self) -> dict[str, int]:
-        return student_widths(self.student)
+    def widths(self) -> Mapping[str, int]:
+        return self.blocks.widths
 
     @property
     def spans(self) -> tuple[str, ...]:
-        return tuple(STUDENT_SPANS)
+        return tuple(self.blocks.spans)
 
     @property
     def wanted(self) -> tuple[Target, ...]:
@@ -233,16 +242,33 @@ class StudentTask:
         return self.objective.targets(self.reference.block_names, self.reference.spans)
 
     def features(self, batch: Batch) -> Features:
-        return student_features(self.student, batch.pixels)
+        return student_features(self.student, self.blocks, batch.pixels)
 
     def branch_logits(self, batch: Batch) -> dict[str, Tensor]:
         return {"student": self.student(pixel_values=batch.pixels).logits}
 
     def position_to_content(self, batch: Batch) -> dict[str, float]:
-        return {"image": student_position_to_content(self.student, batch.pixels)}
+        ratio = student_position_to_content(self.student, batch.pixels)
+        return {} if ratio is None else {"image": ratio}
+
+    def check_batch(self, batch: Batch) -> None:
+        """Refuses a batch that says nothing of its statistics.
+
+        Raises:
+            SpecError: if a student with batch norm is shown one image alone.
+        """
+        if self.needs_two_images and len(batch) < 2:
+            raise SpecError(
+                f"the student's batch norm (`{self.student.config.model_type}`) cannot learn from one image at a time",
+                hint="set `labelled_per_batch`, or what is left of it on each process, to 2 or more",
+            )
 
     def losses(self, batch: Batch) -> TaskLosses:
-        features = self.features(batch)
+        self.check_batch(batch)
+        if self.heads is None:
+            features = Features(self.student(pixel_values=batch.pixels).logits)
+        else:
+            features = self.features(batch)
         inputs = ObjectiveInputs(
             features.logits,
             batch.labels,
@@ -254,23 +280,29 @@ class StudentTask:
         )
         return sum_terms(weighted_terms(self.objective, inputs))
 
-    def parameter_depths(self) -> dict[str, int]:
-        """Of each parameter by name, see `trainer.loop.HasDepths`; the heads learn as fast as the classifier."""
-        return depths_by_block(self.module, [f"student.{block}" for block in self.widths])
-
     def taught_parameters(self) -> Sequence[nn.Parameter]:
         """The student's own: a term that teaches its head alone teaches nothing that is kept."""
         return list(self.student.parameters())
 
+    def parameter_depths(self) -> dict[str, int]:
+        """Parameter name in `module` → 0 before the first block, to one more than the last block's after it."""
+        depths = parameter_depths(self.student, tuple(self.widths))
+        top = max(depths.values())
+        heads = self.heads.named_parameters() if self.heads is not None else ()
+        of_student = {f"student.{name}": depth for name, depth in depths.items()}
+        return of_student | {f"heads.{name}": top for name, _ in heads}
 
-def build_heads(widths: Mapping[str, int], objective: ObjectiveConfig, reference: Reference) -> MessyHeads:
+
+def build_heads(blocks: Blocks, objective: ObjectiveConfig, reference: Reference) -> MessyHeads:
     """A head for each layer pair of the objective and each span that it predicts.
 
     Raises:
         SpecError: if there is no latent to predict, or a layer is not there.
     """
-    assert objective.messy is not None
-    targets = messy_targets(objective.messy, reference.block_names, reference.spans)
-    terms = messy_terms(objective.messy, tuple(widths), targets)
+    messy = objective.messy
+    assert messy is not None
+    read = what_to_read(messy, tuple(blocks.spans))
+    targets = messy_targets(messy, reference.block_names, reference.spans)
+    terms = messy_terms(messy, tuple(blocks.widths), targets)
     target_widths = {term.target: reference.width(term.target.block) for term in terms}
-    return MessyHeads(terms, list(widths.values()), target_widths, hidden=objective.messy.hidden)
+    return MessyHeads(terms, list(blocks.widths.values()), target_widths, hidden=messy.hidden, read=read)

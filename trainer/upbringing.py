@@ -6,7 +6,7 @@ from pathlib import Path
 from dla_cache.errors import RecipeMismatchError, SpecError
 from dla_cache.spec import ORIGINAL_IMAGES
 from dla_cache.store import LatentStore
-from trainer.backbone import pretrained_backbone
+from trainer.classifiers import pretrained_facts
 from trainer.config import RunConfig
 from trainer.reference import FrozenClassifier, Reference
 from trainer.roles import class_counts
@@ -116,7 +116,7 @@ def data_facts(
         latents_sha256=taught.latents_sha256 if taught else {name: store.content_hash([name]) for name in wanted},
         teacher_sha256=taught.weights_sha256 if taught else None,
         targets_sha256=upbringing.targets.content_hash() if upbringing.targets else None,
-        pretrained=pretrained_backbone(config.model),
+        pretrained=pretrained_facts(config.model),
         images=from_store or ORIGINAL_IMAGES,
     )
     if taught is not None:

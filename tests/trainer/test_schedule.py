@@ -9,8 +9,9 @@ from torch import nn
 from dla_cache.errors import SpecError, TrainingError
 from dla_cache.store import open_store
 from tests.trainer.toy import CONFIG, STEPS, ToyTask, make_loop, run_loop
+from trainer.outline import parameter_depths
 from trainer.run import build_task
-from trainer.schedule import LoopConfig, depths_by_block, learning_rate_at, parameter_groups, seed_of
+from trainer.schedule import LoopConfig, learning_rate_at, parameter_groups, seed_of
 from trainer.upbringing import Upbringing, data_facts
 
 
@@ -99,7 +100,7 @@ def test_with_layer_decay_what_lies_nearer_the_pixels_learns_more_slowly(tasks, 
 
 def test_each_group_has_its_share_of_the_rate(tmp_path):
     task = ToyTask()
-    task.parameter_depths = lambda: depths_by_block(task.module, ["1"])
+    task.parameter_depths = lambda: parameter_depths(task.module, ["1"])
     loop = make_loop(tmp_path, CONFIG.model_copy(update={"layer_decay": 0.5}), task=task)
     rates = []
     run_loop(loop, on_progress=lambda _: rates.append([group["lr"] for group in loop.optimizer.param_groups]))

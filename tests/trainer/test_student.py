@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 from transformers import ViTForImageClassification
 
+from trainer.outline import find_blocks
 from trainer.presets import PRESETS
 from trainer.student import (
     StudentConfig,
@@ -36,14 +37,15 @@ def test_stock_transformers_loads_the_student_with_equal_logits(student, pixels,
     student.save_pretrained(tmp_path)
     loaded = ViTForImageClassification.from_pretrained(tmp_path).eval()
     with torch.inference_mode():
-        assert torch.equal(loaded(pixel_values=pixels).logits, student_features(student, pixels).logits)
+        features = student_features(student, find_blocks(student), pixels)
+        assert torch.equal(loaded(pixel_values=pixels).logits, features.logits)
 
 
 def test_block_outputs_are_what_each_block_returns_before_the_final_norm(student, pixels):
     returned = []
     for block in student.vit.layers:
         block.register_forward_hook(lambda module, inputs, output: returned.append(output))
-    features = student_features(student, pixels)
+    features = student_features(student, find_blocks(student), pixels)
     assert len(features.blocks) == len(returned) == 3
     for block_output, expected in zip(features.blocks, returned, strict=True):
         assert torch.equal(block_output, expected)
@@ -52,7 +54,7 @@ def test_block_outputs_are_what_each_block_returns_before_the_final_norm(student
 
 
 def test_gradients_pass_through_every_block_output(student, pixels):
-    features = student_features(student, pixels)
+    features = student_features(student, find_blocks(student), pixels)
     for number, block_output in enumerate(features.blocks):
         student.zero_grad()
         block_output[:, 0].square().sum().backward(retain_graph=True)
@@ -61,7 +63,7 @@ def test_gradients_pass_through_every_block_output(student, pixels):
 
 
 def test_the_student_looks_at_pixels_and_nothing_else():
-    assert list(inspect.signature(student_features).parameters) == ["student", "pixels"]
+    assert list(inspect.signature(student_features).parameters) == ["student", "blocks", "pixels"]
 
 
 def test_a_new_student_has_no_opinion(pixels):
@@ -82,7 +84,7 @@ def test_settings_reach_the_model():
 def test_the_paper_student_is_a_vit_b_16_with_197_tokens():
     with torch.device("meta"):
         model = build_student(PAPER)
-        features = student_features(model, torch.empty(2, 3, 224, 224))
+        features = student_features(model, find_blocks(model), torch.empty(2, 3, 224, 224))
     width = 768
     block = 4 * (width**2 + width) + 2 * 4 * width**2 + 5 * width + 4 * width
     expected = 3 * 16**2 * width + width + width + 197 * width + 12 * block + 2 * width + 100 * width + 100

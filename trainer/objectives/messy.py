@@ -1,32 +1,64 @@
-"""MESSy: the student's CLS predicts what the teacher's blocks hold of each modality."""
+"""MESSy: the student predicts from its CLS, or its image tokens, what the teacher's blocks hold of each modality."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
 from dla_cache.errors import SpecError
 from dla_cache.spec import StrictModel
 from trainer.features import CLS, IMAGE, Layer, Target, resolve_layer
-from trainer.heads import MessyTerm
+from trainer.heads import MessyTerm, Reading
 from trainer.precision import at_least_float32
 
 
 class MessyConfig(StrictModel):
-    """Weight of the term and what is predicted; the defaults are the paper's for 12 blocks."""
+    """Weight of the term and what is predicted; the defaults are the paper's."""
 
     weight: Annotated[float, Field(gt=0)] = 1.0
-    layers: Annotated[tuple[tuple[Layer, Layer], ...], Field(min_length=1)] = ((9, 9), (10, 10), (11, 11))
-    """(student block, teacher block), each counted from 0, a fraction of the depth, or a name."""
+    layers: Annotated[tuple[tuple[Layer, Layer], ...], Field(min_length=1)] = (
+        (0.83, 0.83),
+        (0.91, 0.91),
+        (1.0, 1.0),
+    )
+    """(student block, teacher block), each counted from 0, a fraction of the depth at which it ends, or a name. The
+    default is the paper's blocks 9, 10 and 11 of 12; pairs that fall together in a shallow model count once."""
     spans: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """What is predicted of the teacher: modalities, `image` or `cls`; all of its modalities when absent."""
+    targets: Literal["pooled", "tokens"] = "pooled"
+    """What of a span: its mean; or, of `spans: [image]`, each token, predicted from the student's image tokens."""
+    read: Reading | None = None
+    """What a head sees of the student's block: `cls`, `pooled` (the mean of the image tokens), or `spatial` (what a
+    learned query picks of these). When absent `cls`, or `pooled` of a student without one."""
     hidden: Annotated[int, Field(gt=0)] = 512
     """Hidden width of a head."""
     normalise_targets: bool = False
     """Whether targets are layer-normed; raw ones weigh by the teacher's scale."""
+
+    @model_validator(mode="after")
+    def _tokens_are_of_the_image(self) -> Self:
+        if self.targets == "tokens" and (self.spans not in (None, (IMAGE,)) or self.read is not None):
+            raise ValueError(
+                "`targets: tokens` goes from image tokens to image tokens: leave `read` out, and `spans` or `[image]`"
+            )
+        return self
+
+
+def what_to_read(config: MessyConfig, spans: Sequence[str]) -> Reading:
+    """What the heads see of a student with these spans.
+
+    Raises:
+        SpecError: if it is a CLS that the student has not.
+    """
+    if config.read == "cls" and CLS not in spans:
+        raise SpecError(
+            "`messy.read` is `cls`, and the student has no such token", hint="set it to `pooled` or `spatial`"
+        )
+    return config.read or ("cls" if CLS in spans else "pooled")
 
 
 def messy_targets(config: MessyConfig, teacher_blocks: Sequence[str], spans: Sequence[str]) -> list[list[Target]]:
@@ -40,7 +72,7 @@ def messy_targets(config: MessyConfig, teacher_blocks: Sequence[str], spans: Seq
         SpecError: if there is no latent to predict, or no such span or layer.
     """
     modalities = [span for span in spans if span not in (CLS, IMAGE)]
-    wanted = modalities if config.spans is None else config.spans
+    wanted = config.spans or ((IMAGE,) if config.targets == "tokens" else modalities)
     if not wanted:
         raise SpecError(
             "`messy` predicts what a teacher makes of latents, and the run in `teacher` is not one that sees any",
@@ -54,13 +86,13 @@ def messy_targets(config: MessyConfig, teacher_blocks: Sequence[str], spans: Seq
             hint="name one of those",
         )
     blocks = [resolve_layer(teacher, teacher_blocks, "teacher") for _, teacher in config.layers]
-    return [[Target("pooled", span, block) for span in wanted] for block in blocks]
+    return [[Target(config.targets, span, block) for span in wanted] for block in blocks]
 
 
 def messy_terms(
     config: MessyConfig, student_blocks: Sequence[str], targets: Sequence[Sequence[Target]]
 ) -> tuple[MessyTerm, ...]:
-    """A term for each of the `messy_targets` of each layer pair.
+    """A term for each of the `messy_targets` of each layer pair; those that fall together once.
 
     Args:
         student_blocks: names of the student's blocks, in their order.
@@ -70,18 +102,20 @@ def messy_terms(
     """
     blocks = [resolve_layer(student, student_blocks, "student") for student, _ in config.layers]
     return tuple(
-        MessyTerm(block, target) for block, of_layer in zip(blocks, targets, strict=True) for target in of_layer
+        dict.fromkeys(
+            MessyTerm(block, target) for block, of_layer in zip(blocks, targets, strict=True) for target in of_layer
+        )
     )
 
 
 def messy_loss(
     predictions: Mapping[MessyTerm, Tensor], targets: Mapping[Target, Tensor], *, normalise_targets: bool = False
 ) -> Tensor:
-    """Σ over terms of MSE(h(s[CLS]), mean over span of t); the mean is over images and D.
+    """Σ over terms of MSE(h(s[CLS]), mean over span of t); the mean is over images and D, and over tokens.
 
     Args:
-        predictions: [B, D] each, any float dtype.
-        targets: [B, D] each, at least those of the predictions; detached here.
+        predictions: [B, D] each, any float dtype; of tokens [B, N, D], then resized to the target's tokens.
+        targets: [B, D] or [B, N, D] each, at least those of the predictions; detached here.
         normalise_targets: layer-norms each target over D, without learned scale.
 
     Returns:
@@ -97,9 +131,27 @@ def messy_loss(
     losses = []
     for term, prediction in predictions.items():
         target = at_least_float32(targets[term.target].detach())
+        if term.target.what == "tokens":
+            prediction = resize_tokens(prediction, target.shape[1])
         if prediction.shape != target.shape:
             raise ValueError(f"`{term}` predicts shape {tuple(prediction.shape)} of {tuple(target.shape)}")
         if normalise_targets:
             target = functional.layer_norm(target, target.shape[-1:])
         losses.append(functional.mse_loss(at_least_float32(prediction), target))
     return torch.stack(losses).sum()
+
+
+def resize_tokens(tokens: Tensor, n_tokens: int) -> Tensor:
+    """Tokens [B, N, D] of a square grid as [B, n_tokens, D] of another, bilinear; float32 or wider.
+
+    Raises:
+        ValueError: if one of the grids is no square.
+    """
+    sides = math.isqrt(tokens.shape[1]), math.isqrt(n_tokens)
+    if sides[0] ** 2 != tokens.shape[1] or sides[1] ** 2 != n_tokens:
+        raise ValueError(f"{tokens.shape[1]} or {n_tokens} tokens are no square grid")
+    if sides[0] == sides[1]:
+        return at_least_float32(tokens)
+    grid = at_least_float32(tokens).transpose(1, 2).reshape(len(tokens), -1, sides[0], sides[0])
+    grid = functional.interpolate(grid, (sides[1], sides[1]), mode="bilinear", antialias=sides[1] < sides[0])
+    return grid.flatten(2).transpose(1, 2)
