@@ -12,7 +12,7 @@ RUN := $(VENV)/bin/python -m
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-stores bench-build torture docs format clean
+.PHONY: help demo test check bench bench-stores bench-build bench-train torture docs format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ bench: $(READY) ## print the figures that README and docs quote
 
 bench-stores: $(READY) ## print how fast stores are read, beside other libraries, each in an environment of its own
 	$(VENV)/bin/python bench/stores.py --pip-args '$(PIP_ARGS)' $(BENCH_ARGS)
+
+bench-train: $(READY) ## print what stored targets save, and what the loop around a step costs
+	$(ONE_THREAD) $(VENV)/bin/python bench/train.py $(BENCH_ARGS)
 
 bench-build: $(READY) ## print how busy a build keeps its device, and what all else costs, beside two other ways
 	$(ONE_THREAD) $(VENV)/bin/python bench/build.py $(BENCH_ARGS)

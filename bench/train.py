@@ -93,7 +93,7 @@ def measure_step(rounds: int, folder: Path, _out: Path) -> dict[str, Any]:
         flops = flops_of(lambda student=student: student(batch.pixels[:1]))
         ways = {
             "online": (StudentTask(student, OBJECTIVE, online), batch),
-            "stored": (StudentTask(student, OBJECTIVE, Answers(online)), stored),
+            "stored": (StudentTask(student, OBJECTIVE, Answers(online.task)), stored),
         }
         times = take_turns({way: step_of(task, seen) for way, (task, seen) in ways.items()}, rounds)
         ratios = [one / other for one, other in zip(times["online"], times["stored"], strict=True)]
