@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification
 
@@ -27,23 +25,11 @@ from dla_cache.ingest import WHAT_IT_IS
 from dla_cache.tars import read_range
 from trainer.data import PixelScale
 from trainer.evaluate import probabilities_of
+from trainer.pretrained import FAULTS
 from trainer.run import load_run
 from trainer.run_folder import read_config
 from trainer.student import MULTI_LABEL
 from trainer.tasks import StudentTask
-
-LOADING_FAULTS = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    ImportError,  # of timm
-    SafetensorError,
-    StrictDataclassError,
-)
-"""What transformers raises on a damaged config or damaged weights."""
 
 READING_THREADS = 8
 """At most; decoding leaves the interpreter's lock."""
@@ -104,7 +90,7 @@ def open_student(folder: Path, *, device: str = "cpu") -> ImageClassifier:
         is_multi_label = model.config.problem_type == MULTI_LABEL
         image_size = int(view["size"]["shortest_edge"])
         scale = PixelScale(three_floats(view["image_mean"]), three_floats(view["image_std"]))
-    except LOADING_FAULTS as error:
+    except FAULTS as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"`{folder}` holds no student that can be loaded: {type(error).__name__}: {reason}",

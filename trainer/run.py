@@ -1,7 +1,7 @@
 """One training run from its config to its folder: config, data facts, metrics, weights, result."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from trainer.classifiers import (
 from trainer.config import RunConfig, config_class, folder_of
 from trainer.data import PairSource, PixelScale, Role
 from trainer.evaluate import measure_branches, measure_subsets, name_subsets
-from trainer.loop import Loop
+from trainer.loop import Loop, LoopResult
 from trainer.mixing import refuse_mixing
 from trainer.objectives.ce import balance_of
 from trainer.probe import LatentProbe, ProbeConfig
@@ -40,6 +40,7 @@ from trainer.run_folder import (
     read_result,
 )
 from trainer.schedule import LoopConfig
+from trainer.scores import Score
 from trainer.stored_targets import check_targets
 from trainer.student import StudentConfig, build_student, export_student
 from trainer.tasks import ClassifierTask, ProbeTask, StudentTask, TeacherTask
@@ -100,30 +101,15 @@ def _train_locked(
         check_same_run(folder, config, begun, facts)
         if processes.from_first((folder / "result.json").exists):
             return read_result(folder)
-    check_roles(config, store)
-    if upbringing.facts is not None:
-        check_same_pixels(config, upbringing.facts, upbringing.place)
-    check_pretrained_pixels(config.model, config.pixel_mean, config.pixel_std)
-    if upbringing.targets is not None:
-        check_targets(upbringing.targets, store, config.training_splits, config.store)
-    seen = upbringing.latents if config.kind == "student" else facts.modalities
-    refuse_mixing(config, reference_sees_latents=bool(seen), has_stored_targets=upbringing.targets is not None)
-
-    torch.manual_seed(config.seed)
-    task = build_task(config, facts, upbringing.reference)
-    if isinstance(task, TeacherTask):
-        task.module.load_backbone()
-    elif isinstance(task, StudentTask):
-        load_classifier(task.student, model_config(config, facts))
-    set_statistics(task, config, facts, store)
-    task.module.to(config.device)
+    check_parts(config, facts, store, upbringing)
+    task = initial_task(config, facts, upbringing, store)
 
     pairs = PairSource(
         store,
         folder_of(config.images),
         image_size=config.image_size,
         pixel_scale=PixelScale(config.pixel_mean, config.pixel_std),
-        modalities=seen,
+        modalities=latents_read(config, facts, upbringing),
         view=config.view,
         seed=config.seed,
         device=config.device,
@@ -170,27 +156,9 @@ def _train_locked(
     load_best(folder, task)
     test_batches = pairs.evaluation(Role(config.roles.test, EVALUATION_BATCH_SIZE), facts.modalities)
     test = measure_branches(task, test_batches, processes.gather)
-    answer = next(iter(test.values()))
     if not isinstance(task, StudentTask):
         test |= name_subsets(task, measure_subsets(task, test_batches, processes.gather))
-    intervals = {name: score.interval() for name, score in test.items()}
-    low, high = next(iter(intervals.values()))
-    result = RunResult(
-        kind=config.kind,
-        metric="mAP" if facts.is_multi_label else "top-1",
-        seed=config.seed,
-        best_step=done.best_step,
-        validation_score=done.best_metrics["selection"],
-        test_score=answer.value,
-        test_low=low,
-        test_high=high,
-        test_images=answer.n,
-        branches={name: score.value for name, score in test.items()},
-        branch_intervals=intervals,
-        position_to_content=position_to_content,
-        train_seconds=done.train_seconds,
-        images_per_s=loop.step * config.images_per_step / done.train_seconds,
-    )
+    result = result_of(config, facts, done, test, n_steps=loop.step, position_to_content=position_to_content)
     if isinstance(task, StudentTask) and processes.is_first:
         scale = PixelScale(config.pixel_mean, config.pixel_std)
         export_student(
@@ -204,6 +172,76 @@ def _train_locked(
     if processes.is_first:
         write_atomically(folder / "result.json", result.model_dump_json(indent=1).encode())
     return processes.from_first(lambda: result)
+
+
+def result_of(
+    config: RunConfig,
+    facts: DataFacts,
+    done: LoopResult,
+    test: Mapping[str, Score],
+    *,
+    n_steps: int,
+    position_to_content: dict[str, float],
+) -> RunResult:
+    """What a run says of itself at its end.
+
+    Args:
+        test: by name, the answer of the model first, then its parts.
+    """
+    intervals = {name: score.interval() for name, score in test.items()}
+    answer, (low, high) = next(iter(test.values())), next(iter(intervals.values()))
+    return RunResult(
+        kind=config.kind,
+        metric="mAP" if facts.is_multi_label else "top-1",
+        seed=config.seed,
+        best_step=done.best_step,
+        validation_score=done.best_metrics["selection"],
+        test_score=answer.value,
+        test_low=low,
+        test_high=high,
+        test_images=answer.n,
+        branches={name: score.value for name, score in test.items()},
+        branch_intervals=intervals,
+        position_to_content=position_to_content,
+        train_seconds=done.train_seconds,
+        images_per_s=n_steps * config.images_per_step / done.train_seconds,
+    )
+
+
+def check_parts(config: RunConfig, facts: DataFacts, store: LatentStore, upbringing: Upbringing) -> None:
+    """Looks at all that must fit together before anything is built or written.
+
+    Raises:
+        SpecError, RecipeMismatchError: saying what does not.
+    """
+    check_roles(config, store)
+    if upbringing.facts is not None:
+        check_same_pixels(config, upbringing.facts, upbringing.place)
+    check_pretrained_pixels(config.model, config.pixel_mean, config.pixel_std)
+    if upbringing.targets is not None:
+        check_targets(upbringing.targets, store, config.training_splits, config.store)
+    read = latents_read(config, facts, upbringing)
+    refuse_mixing(config, reference_sees_latents=bool(read), has_stored_targets=upbringing.targets is not None)
+
+
+def latents_read(config: RunConfig, facts: DataFacts, upbringing: Upbringing) -> tuple[str, ...]:
+    """The modalities that training needs: the model's own, or those of what a student learns from."""
+    return upbringing.latents if config.kind == "student" else facts.modalities
+
+
+def initial_task(
+    config: RunConfig, facts: DataFacts, upbringing: Upbringing, store: LatentStore
+) -> ProbeTask | TeacherTask | StudentTask:
+    """The task of a run at its first step: initialised from the run's seed, pretrained parts loaded, on its device."""
+    torch.manual_seed(config.seed)
+    task = build_task(config, facts, upbringing.reference)
+    if isinstance(task, TeacherTask):
+        task.module.load_backbone()
+    elif isinstance(task, StudentTask):
+        load_classifier(task.student, model_config(config, facts))
+    set_statistics(task, config, facts, store)
+    task.module.to(config.device)
+    return task
 
 
 def open_upbringing(config: RunConfig, store: LatentStore) -> Upbringing:
