@@ -170,7 +170,7 @@ def measure_views(_rounds: int, _folder: Path, out: Path) -> dict[str, Any]:
         "scores": scores,
         "seconds": seconds,
         "difference": statistics.mean(differences),
-        "within_online_interval": low <= statistics.mean(stored) <= high,
+        "within_online_interval": bool(low <= statistics.mean(stored) <= high),
     }
 
 
