@@ -1,6 +1,6 @@
 """What training from stored targets saves, and what the loop around a step costs.
 
-    python bench/train.py [--only step,rows,wait,views,start,memory] [--rounds 7] [--demo FOLDER] [--json FILE]
+    python bench/train.py [--only step,rows,wait,views,start,memory] [--rounds 5] [--out FOLDER] [--json FILE]
 
 - step: one step of a student (forward, backward, AdamW) whose targets were stored, beside the same step with the
   teacher in it, as the paper's release does. A student equal to the teacher's trunk, and one of a quarter of the
@@ -65,7 +65,7 @@ LAYERS = [[0.8, 0.8], [0.9, 0.9], [1.0, 1.0]]
 OBJECTIVE = ObjectiveConfig.model_validate({"ce": {}, "kd": {}, "messy": {"layers": LAYERS}})
 
 
-def measure_step(rounds: int, folder: Path, _out: Path) -> dict[str, Any]:
+def measure_step(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """A step with the teacher in it, and the same step with what the teacher said."""
     n_images = 4
     teacher = Teacher(TeacherConfig(n_classes=N_CLASSES, formats=FORMATS, modalities=tuple(FORMATS)))
@@ -86,6 +86,7 @@ def measure_step(rounds: int, folder: Path, _out: Path) -> dict[str, Any]:
     sizes = {
         "equal ViT": {},
         "a quarter of the FLOPs": {"width": 576, "n_heads": 9, "depth": 11},
+        "ViT-S": {"width": 384, "n_heads": 6},
     }
     facts: dict[str, Any] = {"teacher": {"parameters": size_of(teacher), "gflops": teacher_flops}}
     for name, model in sizes.items():
@@ -95,7 +96,7 @@ def measure_step(rounds: int, folder: Path, _out: Path) -> dict[str, Any]:
             "online": (StudentTask(student, OBJECTIVE, online), batch),
             "stored": (StudentTask(student, OBJECTIVE, Answers(online.task)), stored),
         }
-        times = take_turns({way: step_of(task, seen) for way, (task, seen) in ways.items()}, rounds)
+        times = take_turns({way: step_of(task, seen) for way, (task, seen) in ways.items()}, options.rounds)
         ratios = [one / other for one, other in zip(times["online"], times["stored"], strict=True)]
         facts[name] = {
             "parameters": size_of(student),
@@ -170,9 +171,9 @@ def ratio_of(facts: Mapping[str, Any], name: str = "ratio") -> str:
     return f"{facts[name]:.2f} ({low:.2f} to {high:.2f})"
 
 
-def measure_rows(rounds: int, folder: Path, _out: Path) -> dict[str, Any]:
+def measure_rows(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The targets of shuffled batches of 64, in microseconds an image."""
-    n_images, per_batch = 4096, 64
+    n_images, per_batch = options.images, 64
     layout = TargetLayout(
         {LOGITS: (N_CLASSES,)} | {Target("pooled", m, block): (768,) for block in (9, 10, 11) for m in FORMATS},
         None,
@@ -222,7 +223,7 @@ def measure_rows(rounds: int, folder: Path, _out: Path) -> dict[str, Any]:
         "safetensors": stacked(lambda number: load_file(folder / f"{number}.safetensors")),
         "npy": npy,
     }
-    times = take_turns(ways, rounds)
+    times = take_turns(ways, options.rounds)
     result = {
         name: {
             "us": 1e6 * statistics.median(values) / n_images,
@@ -264,7 +265,8 @@ def main() -> None:
     """Measures what was asked for and prints a table each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(MEASURES), help="measures with commas between them")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=4096, help="rows and images of the small stores")
     parser.add_argument("--out", type=Path, default=Path("bench-out/train"), help="relief-digits and its runs")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -274,7 +276,7 @@ def main() -> None:
     for name in options.only.split(","):
         print(f"\n{name}")
         with tempfile.TemporaryDirectory() as folder:
-            facts[name] = MEASURES[name](options.rounds, Path(folder), options.out)
+            facts[name] = MEASURES[name](options, Path(folder))
     if options.json:
         options.json.write_text(json.dumps(facts, indent=1))
 

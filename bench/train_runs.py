@@ -1,5 +1,6 @@
 """The measures of bench/train.py that need whole streams, runs or processes."""
 
+import argparse
 import json
 import os
 import statistics
@@ -51,9 +52,9 @@ class NoLatents:
         pass
 
 
-def measure_wait(rounds: int, folder: Path, _out: Path) -> dict[str, Any]:
+def measure_wait(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The share of time that a step of 5 ms waits: batches of 32 crops of 64 pixels with their targets."""
-    n_images, side = 2048, 72
+    n_images, side = options.images // 2, 72
     rng = np.random.default_rng(0)
     rows = []
     (folder / "images").mkdir()
@@ -85,7 +86,7 @@ def measure_wait(rounds: int, folder: Path, _out: Path) -> dict[str, Any]:
                 keep_decoded_bytes=keep,
             )
             waits, costs = [], []
-            for _ in range(rounds):
+            for _ in range(options.rounds):
                 stream = source.training([Role(("train",), 32)])(0)
                 next(stream)
                 waited = worked = 0.0
@@ -130,8 +131,9 @@ def train(described: Mapping[str, Mapping[str, Any]], out: Path, *, seed: int) -
         run_arms(arms, n_processes=2, on_progress=reporter.update, should_stop=lambda: False)
 
 
-def measure_views(_rounds: int, _folder: Path, out: Path) -> dict[str, Any]:
+def measure_views(options: argparse.Namespace, _folder: Path) -> dict[str, Any]:
     """Test accuracy of students with K stored views and with a fresh view every time, paired by seed."""
+    out = options.out
     relief_digits(out)
     places = {"store": out / "cache.zarr", "images": out / "data", "teacher": out / "runs" / "teacher"}
     value = {"kind": "targets", "preset": "embedded", "view": {"count": VIEWS}, "output": str(out / "targets.zarr")}
@@ -200,8 +202,9 @@ main()
 """
 
 
-def measure_start(rounds: int, folder: Path, out: Path) -> dict[str, Any]:
+def measure_start(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Seconds from starting the command to the end of its first step."""
+    out = options.out
     relief_digits(out)
     places = ["--store", out / "cache.zarr", "--images", out / "data"]
     ways = {
@@ -211,7 +214,7 @@ def measure_start(rounds: int, folder: Path, out: Path) -> dict[str, Any]:
     if (out / "targets.zarr").exists():
         ways["student, stored targets"] = ["--set", f"targets={(out / 'targets.zarr').resolve()}"]
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
+    for number in range(options.rounds + 1):
         for name, settings in ways.items():
             run = ["train", "student", "--preset", "embedded", *places, *settings, "--out", folder / f"{name}-{number}"]
             began = time.time()
@@ -230,8 +233,9 @@ def measure_start(rounds: int, folder: Path, out: Path) -> dict[str, Any]:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def measure_memory(_rounds: int, folder: Path, out: Path) -> dict[str, Any]:
+def measure_memory(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Resident memory of this process over the epochs of a run, in MB."""
+    out = options.out
     relief_digits(out)
     described = {
         "kind": "student",
