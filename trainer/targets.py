@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 from torch import Tensor
 
 from dla_cache.modality import Modality
@@ -53,6 +53,16 @@ class ReferenceFacts(StrictModel):
     image_size: int
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]
+
+    @field_serializer("recipes", "blocks")
+    def _in_order(self, value: dict[str, Any]) -> list[list[Any]]:
+        """Pairs, since a store sorts the names of what it writes, and `blocks.10` would come before `blocks.2`."""
+        return [[name, one] for name, one in value.items()]
+
+    @field_validator("recipes", "blocks", mode="before")
+    @classmethod
+    def _from_pairs(cls, value: Any) -> Any:
+        return dict(value)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -291,4 +301,6 @@ def nested(flat: Mapping[str, Scalar], path: str) -> Any:
     start = f"{path}/"
     names = dict.fromkeys(key.removeprefix(start).split("/")[0] for key in flat if key.startswith(start))
     parts = {name: nested(flat, start + name) for name in names}
-    return list(parts.values()) if parts and all(name.isdecimal() for name in names) else parts
+    if not parts or not all(name.isdecimal() for name in parts):
+        return parts
+    return [parts[name] for name in sorted(parts, key=int)]  # as text, 10 comes before 2

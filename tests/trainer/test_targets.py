@@ -22,7 +22,7 @@ from trainer.run import load_run, train_run
 from trainer.run_folder import read_result
 from trainer.stored_targets import open_targets
 from trainer.target_store import make_targets
-from trainer.targets import TargetLayout, flattened, nested, resolve_targets
+from trainer.targets import TargetLayout, facts_in, flattened, nested, resolve_targets
 
 VIEW = {"scale_min": 0.5, "horizontal_flip": True, "count": 3, "seed": 7}
 EVERYTHING = {"also": ["pooled/image/0", "pooled/cls/1", "tokens/image/1", "tokens/depth/0"]}
@@ -170,6 +170,16 @@ def test_a_store_of_the_largest_logits_teaches_and_tells_its_error(tiny, models,
 )
 def test_what_is_flattened_into_a_recipe_comes_back(value):
     assert nested(flattened(value, "x"), "x") == value
+
+
+def test_blocks_keep_their_order_in_a_store_that_sorts_names(stored):
+    store = open_store(stored)
+    recipe = store.recipe("target-logits-v0")
+    blocks = {f"blocks.{n}": n + 1 for n in range(12)}
+    facts = open_targets(stored).facts.model_copy(update={"blocks": blocks})
+    parameters = flattened(facts.model_dump(mode="json"), "reference") | flattened(VIEW, "view")
+    read, _ = facts_in(store, recipe.model_copy(update={"parameters": dict(sorted(parameters.items()))}))
+    assert list(read.blocks.items()) == list(blocks.items())
 
 
 def test_stored_tokens_and_pooled_targets_are_those_of_one_forward(stored):
