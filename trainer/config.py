@@ -219,7 +219,10 @@ def resolve_run(value: Mapping[str, Any], *, base: Path, where: str) -> RunConfi
     model = given.get("model")
     if isinstance(model, Mapping) and given.get("kind") == "student" and not model.keys().isdisjoint(ORIGINS):
         preset = {name: value for name, value in preset.items() if name != "model"}  # the shape of a ViT
-    return parse_spec(placed(merge(preset, given), base, where), RunConfig, where=where)
+    run = parse_spec(placed(merge(preset, given), base, where), RunConfig, where=where)
+    if run.targets is not None and "view" not in given:
+        run.model_fields_set.discard("view")  # a preset's views give way to those of stored targets
+    return run
 
 
 def preset_of(value: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], dict[str, Any]]:

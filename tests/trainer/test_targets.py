@@ -17,12 +17,14 @@ from dla_cache.store import open_store
 from dla_cache.store.exchange import convert_store
 from trainer.card import model_card
 from trainer.checkpoint import load_checkpoint
+from trainer.config import resolve_run
 from trainer.features import LOGITS, Target
 from trainer.run import load_run, train_run
 from trainer.run_folder import read_result
 from trainer.stored_targets import open_targets
 from trainer.target_store import make_targets
 from trainer.targets import TargetLayout, facts_in, flattened, nested, resolve_targets
+from trainer.upbringing import taught_by_targets
 
 VIEW = {"scale_min": 0.5, "horizontal_flip": True, "count": 3, "seed": 7}
 EVERYTHING = {"also": ["pooled/image/0", "pooled/cls/1", "tokens/image/1", "tokens/depth/0"]}
@@ -244,6 +246,18 @@ def test_a_student_takes_the_views_of_its_targets_and_refuses_others(tiny, store
     with pytest.raises(SpecError, match=r"`view.seed` is `8`"):
         train_run(student_of(tiny, tmp_path / "no", targets=stored, view={**VIEW, "seed": 8}))
     assert not (tmp_path / "no").exists()
+
+
+def test_the_views_of_a_preset_give_way_to_those_of_stored_targets(stored):
+    described = {"kind": "student", "preset": "embedded", "store": "s", "images": "i", "output": "o"}
+    described |= {"targets": str(stored), "objective": {"kd": {}}}
+
+    def view_of(run):
+        return taught_by_targets(resolve_run(run, base=Path(), where="test"), stored).config.view
+
+    assert view_of(described) == open_targets(stored).view
+    with pytest.raises(SpecError, match=r"`view.scale_min` is `0.75`"):
+        view_of(described | {"view": {"count": 3}})
 
 
 def test_a_student_asks_only_for_what_is_stored(tiny, models, tmp_path):
