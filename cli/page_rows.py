@@ -96,10 +96,13 @@ def learns_by(run: FinishedRun, labels: Mapping[Path, str]) -> str:
     config = run.config
     if config.self_training is not None:
         return "by self-training"
-    if config.teacher is None or config.objective is None:
+    taught_by = config.teacher or config.targets
+    if taught_by is None or config.objective is None:
         return ""
-    place = Path(config.teacher).resolve()
-    return f"by {' + '.join(config.objective.model_dump(exclude_none=True))} from {labels.get(place, place.name)}"
+    place = Path(taught_by).resolve()
+    stored = "targets in " if config.targets is not None else ""
+    by = " + ".join(config.objective.model_dump(exclude_none=True))
+    return f"by {by} from {stored}{labels.get(place, place.name)}"
 
 
 def lead_of(groups: Sequence[RunGroup]) -> str:

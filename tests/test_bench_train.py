@@ -22,6 +22,6 @@ def test_the_bench_reads_the_same_targets_four_ways_and_prints_ratios(tmp_path: 
     assert "load" in done.stdout.splitlines()[0]
     found = json.loads((tmp_path / "figures.json").read_text())["rows"]
     assert list(found) == ["dla", ".pt", "safetensors", "npy"]
-    for name, one in found.items():
+    for one in found.values():
         assert one["ratio"] == pytest.approx(one["us"] / found["dla"]["us"])
     assert found[".pt"]["ratio"] > 3  # many times that on a quiet machine

@@ -93,6 +93,7 @@ class LatentScaler(nn.Module):
         self.trailing = (1,) * (len(latent_format.shape) - self.channel_axis - 1)
         self.register_buffer("mean", torch.full((n_channels,), math.nan))
         self.register_buffer("std", torch.full((n_channels,), math.nan))
+        self._has_statistics = False
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Takes the statistics of the training splits.
@@ -113,10 +114,12 @@ class LatentScaler(nn.Module):
         """[B, *shape] raw, any float dtype → the same shape, standardised, float32; codes unchanged."""
         if not self.is_continuous:
             return raw_latent
-        if bool(self.std.isnan().any()):
-            raise TrainingError(
-                "latents are to be standardised and no statistics are set", hint="call `set_statistics` first"
-            )
+        if not self._has_statistics:  # looked at once: a GPU would be waited for at every step
+            if bool(self.std.isnan().any()):
+                raise TrainingError(
+                    "latents are to be standardised and no statistics are set", hint="call `set_statistics` first"
+                )
+            self._has_statistics = True
         shape = (-1, *self.trailing)
         return (raw_latent.to(self.mean.dtype) - self.mean.view(shape)) / self.std.view(shape)
 

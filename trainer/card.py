@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from dla_cache import __version__
 from dla_cache.errors import DlaError
 from dla_cache.spec import Recipe
 from dla_cache.store import open_store
 from trainer.outline import model_size
-from trainer.run_folder import RunResult, read_config
+from trainer.run_folder import RunResult
 from trainer.tasks import StudentTask
 from trainer.upbringing import TrainedRun
 
@@ -186,15 +185,12 @@ def upbringing(run: TrainedRun) -> str:
     assert run.config.objective is not None
     terms = ", ".join(run.config.objective.model_dump(exclude_none=True))
     learned = f"Its losses: {terms}."
-    if run.config.teacher is None:
+    if run.facts.teacher_kind is None:
         return f"It was trained on labelled images alone. {learned}"
-    try:
-        kind: str = read_config(Path(run.config.teacher)).kind
-    except DlaError:  # the card can do without: the weights' hash stands below
-        kind = "model"
     latents = " and ".join(f"`{name}`" for name in run.facts.latents_sha256)
     seen = f", which looks at latents of {latents}" if latents else ""
-    return f"It was distilled from a {kind}{seen}; it needs no latents itself. {learned}"
+    stored = "" if run.config.targets is None else " from what it had said before of the same views;"
+    return f"It was distilled from a {run.facts.teacher_kind}{seen};{stored} it needs no latents itself. {learned}"
 
 
 def provenance(run: TrainedRun, recipes: Mapping[str, Recipe]) -> dict[str, str]:

@@ -49,6 +49,8 @@ class DataFacts(StrictModel):
     """Modality → content hash of the latents that the run, or what it learns from, sees."""
     teacher_sha256: str | None
     """Of the weights it learns from."""
+    teacher_kind: str | None = None
+    """Whether these are a probe's, a teacher's or a student's."""
     targets_sha256: str | None = None
     """Content hash of the stored targets it learns from."""
     pretrained: PretrainedFacts | None = None

@@ -115,6 +115,7 @@ def data_facts(
         rows_sha256=digest_of_rows(store),
         latents_sha256=taught.latents_sha256 if taught else {name: store.content_hash([name]) for name in wanted},
         teacher_sha256=taught.weights_sha256 if taught else None,
+        teacher_kind=taught.kind if taught else None,
         targets_sha256=upbringing.targets.content_hash() if upbringing.targets else None,
         pretrained=pretrained_facts(config.model),
         images=from_store or ORIGINAL_IMAGES,

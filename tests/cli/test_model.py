@@ -490,7 +490,7 @@ def test_without_its_store_a_student_is_checked_on_random_pixels(dla, runs, tmp_
     report = json.loads(dla("export", alone, "--out", tmp_path / "out", "--json").stdout)
     assert report["checked_on"].startswith("8 images of random pixels, since `")
     assert report["max_difference"] < 1e-4 * max(1, report["largest_logit"])
-    assert "It was distilled from a model" in (tmp_path / "out" / "README.md").read_text()
+    assert "It was distilled from a teacher" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_an_export_that_differs_from_the_student_is_not_put_in_place(dla, runs, tmp_path, monkeypatch):

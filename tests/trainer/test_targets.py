@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from dla_cache.errors import CheckpointError, RecipeMismatchError, SpecError, WorkInterrupted
 from dla_cache.store import open_store
 from dla_cache.store.exchange import convert_store
+from trainer.card import model_card
 from trainer.checkpoint import load_checkpoint
 from trainer.features import LOGITS, Target
-from trainer.run import train_run
+from trainer.run import load_run, train_run
+from trainer.run_folder import read_result
 from trainer.stored_targets import open_targets
 from trainer.target_store import make_targets
 from trainer.targets import TargetLayout, flattened, nested, resolve_targets
@@ -286,3 +288,11 @@ def test_targets_that_cannot_be_are_refused_before_anything_is_written(tiny, mod
     with pytest.raises(SpecError, match=fault):
         make_targets(targets_config(tiny, models / "teacher", tmp_path / "targets", **fields))
     assert not (tmp_path / "targets").exists()
+
+
+def test_the_card_of_a_student_says_that_it_learned_from_stored_answers(tiny, stored, tmp_path):
+    train_run(student_of(tiny, tmp_path / "run", targets=stored))
+    run = load_run(tmp_path / "run")
+    card = model_card(run, read_result(tmp_path / "run"), format_name="transformers", notes={})
+    assert "distilled from a teacher, which looks at latents of `depth`; from what it had said before" in card
+    assert run.facts.teacher_sha256 in card
