@@ -39,7 +39,22 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[st
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
     said = json.dumps(facts)
-    write_atomically(path, save(copies, metadata={"facts": said, "sha256": checksum_of(copies, said)}))
+    content = save(copies, metadata={"facts": said, "sha256": checksum_of(copies, said)})
+    write_atomically(path, with_sorted_header(content))
+
+
+def with_sorted_header(content: bytes) -> bytes:
+    """A safetensors file with the names of its header in order, so that equal content gives equal bytes.
+
+    The library writes the metadata in an order that changes from process to process; a run is known to its students by
+    the hash of this file.
+
+    Source: the format in the README of safetensors.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def save_keeping_previous(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -82,7 +97,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except FileNotFoundError as error:
-        raise CheckpointError(f"no checkpoint at `{path}`", hint="train the run first, or check the path") from error
+        hint = way_on(path) if has_checkpoint(path.parent) else "train the run first, or check the path"
+        raise CheckpointError(f"no checkpoint at `{path}`", hint=hint) from error
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"`{path}` is no checkpoint of dla: {error}", hint=way_on(path)) from error
     if not {"facts", "sha256"} <= metadata.keys():
@@ -101,6 +117,11 @@ def checksum_of(tensors: Mapping[str, Tensor], facts: str) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run has got as far as a checkpoint, be it that the last one is not there any more."""
+    return (folder / LAST).exists() or (folder / PREVIOUS).exists()
 
 
 def way_on(path: Path) -> str:

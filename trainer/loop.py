@@ -21,6 +21,7 @@ from trainer.checkpoint import (
     save_checkpoint,
     save_keeping_previous,
     start_again,
+    way_on,
     with_prefix,
     without_prefix,
 )
@@ -333,6 +334,7 @@ class Loop:
         scaler = self.processes.accelerator.scaler
         facts = {
             "step": self.step,
+            "seed": self.seed,
             "best_step": self.best_step,
             "best_metrics": self.best_metrics,
             "train_seconds": self.train_seconds,
@@ -362,6 +364,11 @@ class Loop:
             raise CheckpointError(
                 f"`{path}` was trained with another {', '.join(f'`{name}`' for name in changed)}",
                 hint="restore the setting, or train into another folder",
+            )
+        if facts.get("seed", self.seed) != self.seed:
+            raise CheckpointError(
+                f"`{path}` is of a run of seed {facts['seed']}, and this one has {self.seed}: it is a copy of another",
+                hint=way_on(path),
             )
         if facts["n_parts"] != self.n_parts:
             raise CheckpointError(

@@ -75,13 +75,26 @@ class Processes:
         return values
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` makes in the first process, which alone calls it."""
+        """What `make` makes in the first process, which alone calls it.
+
+        Raises:
+            DlaError: in all processes, what `make` raises in the first: each says what is wrong, and none that it has
+                lost another.
+        """
         if self.is_alone:
             return make()
-        box: list[Any] = [make() if self.is_first else None]
+        box: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                box[0] = make()
+            except DlaError as error:
+                box[1] = error
         distributed.broadcast_object_list(box, src=0, group=self._group)
-        value: T = box[0]
-        return value
+        value, failed = box
+        if failed is not None:
+            raise failed
+        made: T = value
+        return made
 
     def wait(self) -> None:
         """Returns when all processes have come here."""

@@ -2,15 +2,16 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dla_cache.errors import SpecError
 from dla_cache.spec import StrictModel, parse_spec
 from dla_cache.store import LatentStore, open_store
-from trainer.checkpoint import fitting, load_checkpoint, write_atomically
+from trainer.checkpoint import fitting, has_checkpoint, load_checkpoint, write_atomically
 from trainer.classifiers import (
     ClassifierConfig,
     build_classifier,
@@ -34,6 +35,7 @@ from trainer.run_folder import (
     begin_folder,
     begun_facts,
     check_same_run,
+    identity_of,
     locked_run,
     read_config,
     read_facts,
@@ -75,10 +77,8 @@ def train_run(
     """
     folder = Path(config.output)
     check_trackers(config.loop.trackers)
-    with (
-        open_processes(config.loop, config.device, folder / "logs") as processes,
-        locked_run(folder) if processes.is_first else nullcontext(),
-    ):
+    with open_processes(config.loop, config.device, folder / "logs") as processes, ExitStack() as held:
+        processes.from_first(lambda: held.enter_context(locked_run(folder)))
         return _train_locked(config, processes, resume=resume, on_progress=on_progress, should_stop=should_stop)
 
 
@@ -97,6 +97,7 @@ def _train_locked(
     upbringing = open_upbringing(config, store)
     config = upbringing.config
     facts = data_facts(config, store, upbringing, begun)
+    check_one_run(processes, config, facts)
     if begun is not None:
         check_same_run(folder, config, begun, facts)
         if processes.from_first((folder / "result.json").exists):
@@ -142,7 +143,7 @@ def _train_locked(
         # Now that all parts fit: one begun for a run that cannot start would stand in the way of the corrected run.
         asked = config.model_copy(update={"device": asked_device})
         processes.from_first(lambda: begin_folder(folder, asked, facts))
-    elif processes.from_first((folder / "last.safetensors").exists):
+    elif processes.from_first(lambda: has_checkpoint(folder)):
         loop.resume()
     done = loop.run(
         training,
@@ -172,6 +173,21 @@ def _train_locked(
     if processes.is_first:
         write_atomically(folder / "result.json", result.model_dump_json(indent=1).encode())
     return processes.from_first(lambda: result)
+
+
+def check_one_run(processes: Processes, config: RunConfig, facts: DataFacts) -> None:
+    """Passes processes that were all started with the same run and see the same data.
+
+    Raises:
+        SpecError: naming what differs, in all of them: they would train one model on a mixture of runs.
+    """
+    seen = processes.gather(identity_of(config) | {"data": facts.model_dump(mode="json")})
+    differing = [name for name in seen[0] if any(one[name] != seen[0][name] for one in seen)]
+    if differing:
+        raise SpecError(
+            f"the processes of this run were started with different {', '.join(f'`{name}`' for name in differing)}",
+            hint="start all of them with the same run file, settings and data",
+        )
 
 
 def result_of(

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dla_cache.errors import DlaError, WorkInterrupted
+from dla_cache.errors import CheckpointError, DlaError, WorkInterrupted
 from tests.trainer.toy import Losses, toy_batches
 from trainer.loop import Loop
 from trainer.processes import open_processes
@@ -94,12 +94,20 @@ SCENARIOS = {
 }
 
 
+def refuse():
+    raise CheckpointError("the folder is taken,", hint="take another")
+
+
 def main(folder, names):
     timeout_s = float(os.environ.get("TIMEOUT_S", "60"))
     with open_processes(CONFIG.model_copy(update={"process_timeout_s": timeout_s}), "cpu") as processes:
         for name in names:
             try:
+                if name == "refused":
+                    processes.from_first(refuse)
                 run_wide(folder / name, processes, **SCENARIOS[name])
+            except CheckpointError as refused:
+                print(refused.message, refused.hint, flush=True)
             except WorkInterrupted as stopped:
                 print(stopped.message.split(";")[0], flush=True)
                 run_wide(folder / name, processes, resume=True)

@@ -5,6 +5,7 @@ import shutil
 import warnings
 
 import pytest
+import torch
 from torch import nn
 
 from dla_cache.errors import CheckpointError, StoreError, WorkInterrupted
@@ -16,6 +17,7 @@ from tests.trainer.toy import (
     run_loop,
     steps_told,
 )
+from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.loop import Loop
 
 
@@ -210,3 +212,28 @@ def test_where_it_is_tracked_and_how_often_it_is_saved_is_no_part_of_a_run(stopp
     loop.resume()
     run_loop(loop)
     assert_same_run(stopped, unbroken)
+
+
+def test_a_checkpoint_of_another_seed_is_refused(stopped, tmp_path):
+    run_loop(Loop(ToyTask(), CONFIG, tmp_path / "other", seed=4))
+    shutil.copy(tmp_path / "other" / "last.safetensors", stopped / "last.safetensors")
+    with pytest.raises(CheckpointError, match="of a run of seed 4, and this one has 3") as refused:
+        make_loop(stopped).resume()
+    assert "previous.safetensors" in refused.value.hint
+
+
+def test_where_the_last_checkpoint_is_gone_the_one_before_it_is_named(stopped):
+    (stopped / "last.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint at") as refused:
+        make_loop(stopped).resume()
+    assert f"mv {stopped / 'previous.safetensors'}" in refused.value.hint
+
+
+def test_equal_content_gives_equal_bytes_whatever_order_the_library_writes_its_header_in(tmp_path):
+    written = set()
+    for number in range(12):
+        path = tmp_path / f"{number}.safetensors"
+        save_checkpoint(path, {"b": torch.ones(3), "a": torch.zeros(2)}, {"class": "Größe"})
+        written.add(path.read_bytes())
+        assert load_checkpoint(path)[1] == {"class": "Größe"}
+    assert len(written) == 1

@@ -60,7 +60,7 @@ def finish(processes, *, timeout=60):
 def by_two(tmp_path_factory):
     """Runs of two processes, the second of which is killed in the last one, and what each process said."""
     folder = tmp_path_factory.mktemp("by-two")
-    said = finish(start(folder, ["dropout", "dropout and accumulation", "no dropout", "stopped", "killed"]))
+    said = finish(start(folder, ["refused", "dropout", "dropout and accumulation", "no dropout", "stopped", "killed"]))
     return folder, said
 
 
@@ -96,8 +96,13 @@ def test_two_processes_train_as_one_that_has_the_same_batches_in_as_many_parts(b
 
 def test_a_stop_asked_of_one_process_stops_all_at_one_step_and_the_resumed_run_is_the_unbroken_one(by_two):
     folder, said = by_two
-    assert [output for output, *_ in said] == [f"training stopped at step 7 of {CONFIG.steps}\n"] * 2
+    assert [output.splitlines()[1:] for output, *_ in said] == [[f"training stopped at step 7 of {CONFIG.steps}"]] * 2
     assert_same_run(folder / "stopped", folder / "dropout")
+
+
+def test_what_the_first_process_refuses_is_said_by_all(by_two):
+    _, said = by_two
+    assert [output.splitlines()[0] for output, *_ in said] == ["the folder is taken, take another"] * 2
 
 
 def test_when_a_process_is_killed_the_others_end_with_a_message_and_what_is_saved_stays(by_two):

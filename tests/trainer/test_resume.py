@@ -17,7 +17,8 @@ from tests.trainer.test_processes import finish, free_port
 from tests.trainer.toy import assert_same_run
 from trainer.checkpoint import load_checkpoint
 from trainer.config import resolve_run
-from trainer.run import load_run, train_run
+from trainer.run import check_one_run, load_run, train_run
+from trainer.run_folder import read_facts
 
 ROOT = Path(trainer.__file__).parents[1]
 LOOP = {"steps": 9, "evaluate_steps": 4, "checkpoint_steps": 3, "learning_rate": 0.01, "ema_decay": 0.5}
@@ -107,6 +108,29 @@ def test_two_processes_of_the_command_make_the_run_of_one_and_the_first_alone_sp
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)  # float32 sums in another order, nine steps
     files = [{path.name for path in run.iterdir()} for run in (tmp_path / "run", folder)]
     assert files[0] == files[1]
+
+
+def test_processes_that_were_started_with_different_runs_are_refused(described, unbroken, tmp_path):
+    class Two:
+        def gather(self, value):
+            return [value, value | {"seed": 9, "loop": {**value["loop"], "steps": 8}}]
+
+    config = resolve_run(described(tmp_path / "run"), base=Path(), where="test")
+    with pytest.raises(SpecError, match="started with different `loop`, `seed`") as refused:
+        check_one_run(Two(), config, read_facts(unbroken[0]))
+    assert refused.value.hint
+
+
+def test_a_run_whose_last_checkpoint_is_gone_is_not_begun_anew(described, unbroken, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken[0], folder)
+    for name in ("result.json", "last.safetensors"):
+        (folder / name).unlink()
+    told = (folder / "metrics.jsonl").read_text()
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*last\.safetensors") as refused:
+        train_run(resolve_run(described(folder), base=Path(), where="test"), resume=True)
+    assert "previous.safetensors" in refused.value.hint
+    assert (folder / "metrics.jsonl").read_text() == told
 
 
 def test_batches_that_cannot_be_cut_into_equal_parts_are_refused_before_anything_is_written(described, tmp_path):
