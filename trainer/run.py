@@ -235,7 +235,7 @@ def check_parts(config: RunConfig, facts: DataFacts, store: LatentStore, upbring
         check_same_pixels(config, upbringing.facts, upbringing.place)
     check_pretrained_pixels(config.model, config.pixel_mean, config.pixel_std)
     if upbringing.targets is not None:
-        check_targets(upbringing.targets, store, config.training_splits, config.store)
+        check_targets(upbringing.targets, store, facts.images, config.training_splits, config.store)
     read = latents_read(config, facts, upbringing)
     refuse_mixing(config, reference_sees_latents=bool(read), has_stored_targets=upbringing.targets is not None)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dla_cache.errors import IncompleteBuildError, RecipeMismatchError, SpecError, name_some
+from dla_cache.spec import ImageRecipe
 from dla_cache.store import LatentStore, open_store
 from trainer.data import Batch
 from trainer.features import Target
@@ -119,8 +120,19 @@ def open_targets(place: Path) -> StoredTargets:
     return StoredTargets(store, facts, view, layout)
 
 
-def check_targets(targets: StoredTargets, store: LatentStore, splits: Sequence[str], where: str) -> None:
-    """Refuses targets of other latents than a store holds, or that lack an image of its training splits.
+def in_words(images: ImageRecipe) -> str:
+    """Which pictures of the images these are."""
+    made = f", shorter side {images.size} pixels" if images.size is not None else ""
+    return f"images as `{images.encoding}`{made}"
+
+
+def check_targets(
+    targets: StoredTargets, store: LatentStore, images: ImageRecipe, splits: Sequence[str], where: str
+) -> None:
+    """Refuses targets of other latents than a store holds, of other pictures, or that lack an image of training splits.
+
+    Args:
+        images: what the run decodes.
 
     Raises:
         RecipeMismatchError, SpecError: saying what differs.
@@ -132,8 +144,22 @@ def check_targets(targets: StoredTargets, store: LatentStore, splits: Sequence[s
                 f"the model of `{targets.store.place}` was shown another recipe of `{name}` than `{where}` holds",
                 hint="name the store that the targets were made on, or make them again",
             )
+    if facts.sees_images and facts.images != images:
+        raise RecipeMismatchError(
+            f"the model of `{targets.store.place}` was shown {in_words(facts.images)}, this run sees"
+            f" {in_words(images)}",
+            hint="with or without `images`, see the same as the targets were made on, or make them again",
+        )
     rows = store.rows_of(splits)
-    lacking = [image_id for image_id in store.rows.ids_of(rows) if image_id not in targets.store.rows.row_by_id]
+    of_targets = targets.store.rows
+    removed = [image_id for image_id in store.rows.ids_of(rows) if image_id in of_targets.removed_ids]
+    if removed:
+        raise SpecError(
+            f"{len(removed)} images were removed from `{targets.store.place}` and not from `{where}`:"
+            f" {name_some(removed)}",
+            hint=f"remove them there, too: `dla cache takedown {where} --ids FILE`",
+        )
+    lacking = [image_id for image_id in store.rows.ids_of(rows) if image_id not in of_targets.row_by_id]
     if lacking:
         raise SpecError(
             f"`{targets.store.place}` has no target of {len(lacking)} of {len(rows)} images of"

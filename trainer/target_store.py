@@ -36,7 +36,7 @@ from trainer.targets import (
     series_name,
     view_count,
 )
-from trainer.upbringing import TrainedRun
+from trainer.upbringing import TrainedRun, pictures_seen
 from trainer.views import ViewConfig
 
 LOOSE_RECORDS = 64
@@ -96,7 +96,7 @@ def make_targets(
     began = time.monotonic()
     source = open_store(config.store)
     run = load_run(Path(config.teacher))
-    facts = reference_facts(run, source, config.store)
+    facts = reference_facts(run, source, config)
     view = resolve_view(config.view, facts, source)
     asked = AskedModel(config, run, facts, view, source)
     layout = TargetLayout(asked.shapes(), config.top_logits, config.dtype)
@@ -283,11 +283,11 @@ def rows_of_splits(store: LatentStore, splits: Sequence[str]) -> RowTable:
     return RowTable(images, is_multi_label=store.rows.is_multi_label)
 
 
-def reference_facts(run: TrainedRun, store: LatentStore, where: str) -> ReferenceFacts:
+def reference_facts(run: TrainedRun, store: LatentStore, config: TargetsConfig) -> ReferenceFacts:
     """What is to be known of a run, once it is sure that it may be asked about a store.
 
     Raises:
         RecipeMismatchError: if its classes or latents are others.
     """
-    check_fits(run, store, where)
-    return run.reference_facts(store)
+    check_fits(run, store, config.store)
+    return run.reference_facts(store).model_copy(update={"images": pictures_seen(store, config.images)})

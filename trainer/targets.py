@@ -21,7 +21,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 from torch import Tensor
 
 from dla_cache.modality import Modality
-from dla_cache.spec import LatentFormat, Recipe, StrictModel, parse_spec
+from dla_cache.spec import ORIGINAL_IMAGES, ImageRecipe, LatentFormat, Recipe, StrictModel, parse_spec
 from dla_cache.store import LatentStore
 from trainer.config import merge, placed, preset_of
 from trainer.features import LOGITS, Target
@@ -50,6 +50,8 @@ class ReferenceFacts(StrictModel):
     spans: tuple[str, ...] = ()
     """What its tokens stand for."""
     weights_sha256: str
+    images: ImageRecipe = ORIGINAL_IMAGES
+    """Which pictures of the images it was shown."""
     image_size: int
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dla_cache.errors import RecipeMismatchError, SpecError
-from dla_cache.spec import ORIGINAL_IMAGES
+from dla_cache.spec import ORIGINAL_IMAGES, ImageRecipe
 from dla_cache.store import LatentStore
 from trainer.classifiers import pretrained_facts
 from trainer.config import RunConfig
@@ -101,7 +101,7 @@ def data_facts(
         )
     recipes = {name: store.recipe(name) for name in store.modalities}
     # A probe sees no pixels, and its store may gain images.
-    from_store = store.metadata.images if config.images is None and config.kind != "probe" else None
+    images = pictures_seen(store, config.images) if config.kind != "probe" else ORIGINAL_IMAGES
     taught = upbringing.facts
     counts, n_labelled = class_counts(store, config.roles.labelled)
     facts = DataFacts(
@@ -118,7 +118,7 @@ def data_facts(
         teacher_kind=taught.kind if taught else None,
         targets_sha256=upbringing.targets.content_hash() if upbringing.targets else None,
         pretrained=pretrained_facts(config.model),
-        images=from_store or ORIGINAL_IMAGES,
+        images=images,
     )
     if taught is not None:
         if kind_of_labels(taught) != kind_of_labels(facts):
@@ -135,6 +135,11 @@ def data_facts(
                     hint="train the teacher again on this store, or name the store it was trained on",
                 )
     return facts
+
+
+def pictures_seen(store: LatentStore, images: str | None) -> ImageRecipe:
+    """What is decoded of the images: their files, or what the store holds where no folder is named."""
+    return (store.metadata.images if images is None else None) or ORIGINAL_IMAGES
 
 
 def check_same_pixels(config: RunConfig, taught: ReferenceFacts, place: str) -> None:

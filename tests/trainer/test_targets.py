@@ -12,9 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dla_cache.build import build_cache
 from dla_cache.errors import CheckpointError, RecipeMismatchError, SpecError, WorkInterrupted
+from dla_cache.spec import CacheSpec, LatentSpec, Modality
 from dla_cache.store import open_store
 from dla_cache.store.exchange import convert_store
+from dla_cache.takedown import take_down
+from tests.conftest import CornerSource
 from trainer.card import model_card
 from trainer.checkpoint import load_checkpoint
 from trainer.config import resolve_run
@@ -320,3 +324,22 @@ def test_the_card_of_a_student_says_that_it_learned_from_stored_answers(tiny, st
     card = model_card(run, read_result(tmp_path / "run"), format_name="transformers", notes={})
     assert "distilled from a teacher, which looks at latents of `depth`; from what it had said before" in card
     assert run.facts.teacher_sha256 in card
+
+
+def test_targets_of_other_pictures_than_a_student_sees_are_refused(tiny, models, tmp_path):
+    spec = CacheSpec(
+        latents=(LatentSpec(modality=Modality.DEPTH, source="corners"),), shard_size=5, images="raw", image_size=6
+    )
+    build_cache(tiny.manifest, spec, tmp_path / "small.zarr", open_source=CornerSource)
+    small = str(tmp_path / "small.zarr")
+    make_targets(targets_config(tiny, models / "teacher", tmp_path / "targets", store=small))
+    with pytest.raises(RecipeMismatchError, match="was shown images as `original`, this run sees images as `raw`"):
+        train_run(student_of(tiny, tmp_path / "run", store=small, images=None, targets=tmp_path / "targets"))
+    train_run(student_of(tiny, tmp_path / "run", store=small, targets=tmp_path / "targets"))
+
+
+def test_an_image_that_was_removed_from_the_targets_is_named_as_such(tiny, stored, tmp_path):
+    targets = shutil.copytree(stored, tmp_path / "targets")
+    take_down([targets], ["labelled-0"])
+    with pytest.raises(SpecError, match=r"1 images were removed from .*labelled-0.*\n.*takedown"):
+        train_run(student_of(tiny, tmp_path / "run", targets=targets))
