@@ -139,7 +139,8 @@ def check_targets(
     """
     facts = targets.facts
     for name, recipe_hash in facts.recipes.items():
-        if name in store.modalities and store.recipe(name).as_built.hash != recipe_hash:
+        held = store.recipe(name) if name in store.modalities else None
+        if held is not None and recipe_hash not in (held.hash, held.as_built.hash):
             raise RecipeMismatchError(
                 f"the model of `{targets.store.place}` was shown another recipe of `{name}` than `{where}` holds",
                 hint="name the store that the targets were made on, or make them again",

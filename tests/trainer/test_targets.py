@@ -343,3 +343,11 @@ def test_an_image_that_was_removed_from_the_targets_is_named_as_such(tiny, store
     take_down([targets], ["labelled-0"])
     with pytest.raises(SpecError, match=r"1 images were removed from .*labelled-0.*\n.*takedown"):
         train_run(student_of(tiny, tmp_path / "run", targets=targets))
+
+
+def test_a_student_learns_from_a_teacher_of_latents_in_fewer_bits(tiny, tmp_path):
+    small = tmp_path / "small.zarr"
+    convert_store(open_store(tiny.store), small, "zarr", dtypes={"depth": "int8"})
+    train_run(tiny.run("teacher", tmp_path / "teacher", store=str(small)))
+    make_targets(targets_config(tiny, tmp_path / "teacher", tmp_path / "targets", store=str(small)))
+    train_run(student_of(tiny, tmp_path / "run", store=small, targets=tmp_path / "targets"))
