@@ -20,11 +20,11 @@ from trainer.run_folder import read_result
 
 @pytest.fixture(scope="module")
 def runs(tiny, tmp_path_factory):
-    """A teacher and a student that learned from it for long enough to see red."""
+    """A teacher and a student that learned from it, both for long enough to see red."""
     folder = tmp_path_factory.mktemp("several")
     store = str(build_several(tiny, folder))
-    train_run(tiny.run("teacher", folder / "teacher", allow_empty_classes=True, store=store))
-    loop = {"steps": 60, "evaluate_steps": 20, "learning_rate": 0.01}
+    loop = {"steps": 60, "evaluate_steps": 60, "learning_rate": 0.01}
+    train_run(tiny.run("teacher", folder / "teacher", allow_empty_classes=True, loop=loop, store=store))
     fields = {"teacher": folder / "teacher", "objective": tiny.objectives["kd"], "store": store}
     train_run(tiny.run("student", folder / "student", allow_empty_classes=True, loop=loop, **fields))
     return folder
