@@ -24,10 +24,6 @@ class Reference(Protocol):
     def spans(self) -> tuple[str, ...]:
         """What its tokens stand for: `cls` and `image` as far as it has them, and the modalities that it sees."""
 
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """Whose latents it sees."""
-
     def width(self, block: int) -> int:
         """D of a block's tokens."""
 
@@ -41,10 +37,6 @@ class FeatureTask(Protocol):
     @property
     def module(self) -> torch.nn.Module:
         """The model."""
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """Whose latents it sees."""
 
     @property
     def widths(self) -> Mapping[str, int]:
@@ -72,10 +64,6 @@ class FrozenClassifier:
     @property
     def spans(self) -> tuple[str, ...]:
         return self.task.spans
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        return self.task.modalities
 
     def width(self, block: int) -> int:
         return list(self.task.widths.values())[block]

@@ -13,7 +13,7 @@ from dla_cache.store import LatentStore, open_store
 from trainer.data import Batch
 from trainer.features import Target
 from trainer.targets import SOURCE, ReferenceFacts, TargetLayout, facts_in, series_name, shapes_in, view_count
-from trainer.views import ViewConfig
+from trainer.views import VIEWS_VERSION, ViewConfig
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,6 @@ class StoredTargets:
     @property
     def spans(self) -> tuple[str, ...]:
         return self.facts.spans
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        return self.facts.modalities
 
     def width(self, block: int) -> int:
         return list(self.facts.blocks.values())[block]
@@ -108,6 +104,13 @@ def open_targets(place: Path) -> StoredTargets:
                 f"`{place}` holds targets of more than one model or set of views",
                 hint="make them again with `dla train targets`",
             )
+    version = first.parameters["views_version"]
+    if facts.sees_images and version != VIEWS_VERSION:
+        raise RecipeMismatchError(
+            f"`{place}` holds targets of views as version `{version}` drew them, this dla draws version"
+            f" `{VIEWS_VERSION}`",
+            hint="make them again with `dla train targets`, into a new folder",
+        )
     shapes = {target: shape for recipe in recipes.values() for target, shape in shapes_in(recipe).items()}
     dtype = next(recipe.format.built_dtype for recipe in recipes.values() if recipe.format.kind == "continuous")
     layout = TargetLayout(shapes, int(first.parameters["top_logits"]) or None, dtype)
@@ -195,17 +198,3 @@ def views_of_run(view: ViewConfig, *, is_said: bool, targets: StoredTargets) -> 
             hint="leave `view` out to take theirs, or make targets of these views with `dla train targets`",
         )
     return filled
-
-
-def require_single_label(n_classes: int, top_logits: int | None, *, is_multi_label: bool) -> None:
-    """Passes a number of logits that can stand for all.
-
-    Raises:
-        SpecError: if there are not so many classes, or each is a question of its own.
-    """
-    if top_logits is None:
-        return
-    if is_multi_label:
-        raise SpecError("`top_logits` is for one class an image: of several labels each logit is an answer of its own")
-    if top_logits >= n_classes:
-        raise SpecError(f"`top_logits` is {top_logits}, there are {n_classes} classes", hint="leave it out for all")

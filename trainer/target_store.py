@@ -25,7 +25,6 @@ from trainer.features import LOGITS, Target
 from trainer.measure import check_fits
 from trainer.reference import FrozenClassifier
 from trainer.run import load_run
-from trainer.stored_targets import require_single_label
 from trainer.targets import (
     DEFAULT_VIEWS,
     ReferenceFacts,
@@ -148,7 +147,7 @@ class AskedModel:
                 f"`{config.store}` has no image of split {name_some(absent)}",
                 hint=f"its splits are {name_some(sorted(store.rows.splits), shown=10)}",
             )
-        require_single_label(len(facts.class_names), config.top_logits, is_multi_label=facts.is_multi_label)
+        check_top_logits(len(facts.class_names), config.top_logits, is_multi_label=facts.is_multi_label)
         blocks = tuple(facts.blocks)
         also = [Target.parse(text) for text in config.also]
         for target in also:
@@ -259,6 +258,20 @@ def error_of_logits(store: LatentStore, layout: TargetLayout, views: int) -> Log
         return sum(n_rows * float(facts[name]) for n_rows, facts in told) / images
 
     return LogitsError(mean("kl_mean"), max(float(facts["kl_max"]) for _, facts in told), mean("top1_kept"))
+
+
+def check_top_logits(n_classes: int, top_logits: int | None, *, is_multi_label: bool) -> None:
+    """Passes a number of logits that can stand for all.
+
+    Raises:
+        SpecError: if there are not so many classes, or each is a question of its own.
+    """
+    if top_logits is None:
+        return
+    if is_multi_label:
+        raise SpecError("`top_logits` is for one class an image: of several labels each logit is an answer of its own")
+    if top_logits >= n_classes:
+        raise SpecError(f"`top_logits` is {top_logits}, there are {n_classes} classes", hint="leave it out for all")
 
 
 def resolve_view(view: ViewConfig, facts: ReferenceFacts, store: LatentStore) -> ViewConfig:

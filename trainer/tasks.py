@@ -216,11 +216,6 @@ class StudentTask:
             parts["heads"] = self.heads
         self.module = nn.ModuleDict(parts)
 
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """It sees no latents."""
-        return ()
-
     @cached_property
     def blocks(self) -> Blocks:
         """Where its features are; looked for when somebody wants them."""

@@ -351,3 +351,9 @@ def test_a_student_learns_from_a_teacher_of_latents_in_fewer_bits(tiny, tmp_path
     train_run(tiny.run("teacher", tmp_path / "teacher", store=str(small)))
     make_targets(targets_config(tiny, tmp_path / "teacher", tmp_path / "targets", store=str(small)))
     train_run(student_of(tiny, tmp_path / "run", store=small, targets=tmp_path / "targets"))
+
+
+def test_targets_of_views_that_were_drawn_otherwise_are_refused(stored, monkeypatch):
+    monkeypatch.setattr("trainer.stored_targets.VIEWS_VERSION", 2)
+    with pytest.raises(RecipeMismatchError, match="of views as version `1` drew them, this dla draws version `2`"):
+        open_targets(stored)
