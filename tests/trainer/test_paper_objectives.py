@@ -61,7 +61,7 @@ def test_the_paper_loss_equals_one_written_from_the_equations():
     for i in range(n_images):
         p, q = softmax(z_t[i] / 2), softmax(z_s[i] / 2)
         kl += sum(p[k] * (math.log(p[k]) - math.log(q[k])) for k in range(n_classes)) / n_images
-    predictions = objectives.objectives["messy"].heads(inputs.student)
+    predictions = objectives.terms["messy"].heads(inputs.student)
     mse = 0.0
     for term, prediction in predictions.items():
         mse += np.mean((prediction.detach().double().numpy() - inputs.targets[term.target].detach().numpy()) ** 2)

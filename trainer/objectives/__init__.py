@@ -67,13 +67,13 @@ class WeightedSum(nn.Module):
             for name, one in config.active.items()
         }
         self.targets = tuple(dict.fromkeys(chain.from_iterable(self.wanted.values())))
-        self.objectives = nn.ModuleDict({name: one.build(parties) for name, one in config.active.items()})
+        self.terms = nn.ModuleDict({name: one.build(parties) for name, one in config.active.items()})
 
     def set_statistics(self, modality: str, mean: Tensor, std: Tensor) -> None:
         """Hands the statistics of a modality, [C] each, to all that read its latents."""
         for name, config in self.config.active.items():
             if modality in config.latents:
-                objective: Objective = self.objectives[name]  # type: ignore[assignment]
+                objective: Objective = self.terms[name]  # type: ignore[assignment]
                 objective.set_statistics(modality, mean, std)
 
     def forward(self, inputs: ObjectiveInputs) -> dict[str, Tensor]:
@@ -82,15 +82,15 @@ class WeightedSum(nn.Module):
         Raises:
             ValueError: if an active objective lacks an input: it must not drop out without a word.
         """
-        terms: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
         for name, config in self.config.active.items():
             lacking = inputs.lacks(config, self.wanted[name])
             if lacking:
                 raise ValueError(f"the active objective `{name}` lacks {lacking}")
-            loss = self.objectives[name](inputs)
+            loss = self.terms[name](inputs)
             if loss is not None:
-                terms[name] = config.weight * loss
-        return terms
+                losses[name] = config.weight * loss
+        return losses
 
 
 __all__ = [
