@@ -40,9 +40,9 @@ def config_class(kind: str, model: Mapping[str, Any]) -> type[StrictModel]:
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-PLACES = ("store", "images", "output", "teacher", "targets")
-"""Fields of a run that are paths, `store` maybe a URL; a run file's are relative to the file. They are no part of what
-a run is."""
+PLACES = ("store", "images", "output", "teacher", "teachers", "targets")
+"""Fields of a run that are paths, `store` maybe a URL, `teachers` several by name; a run file's are relative to the
+file. They are no part of what a run is."""
 
 
 RUNTIME_FIELDS = (*PLACES, "device", "threads")
@@ -101,6 +101,14 @@ class RunConfig(StrictModel):
     """Run folder."""
     teacher: str | None = None
     """Students only: run folder of the probe, teacher or student to learn from."""
+    teachers: Annotated[dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], str], Field(min_length=2)] | None = (
+        None
+    )
+    """Students only, in place of `teacher`: run folders of several, by names of your own, whose order is that of the
+    alphabet. Objectives that learn from one hear them as one, see `ensemble`; `mst` routes between them."""
+    ensemble: Literal["logits", "probabilities"] = "logits"
+    """What the answers of several `teachers` are averaged as: the mean of logits is the geometric mean of
+    distributions at any temperature, that of probabilities the arithmetic one."""
     targets: str | None = None
     """Students only, in place of `teacher`: store of what it said of each view, as `dla train targets` makes it.
     No teacher and no latents are needed then."""
@@ -149,6 +157,11 @@ class RunConfig(StrictModel):
             raise ValueError(f"torch knows no device `{value}`; for example `cpu`, `cuda` or `cuda:1`") from None
         return value
 
+    @field_validator("teachers")
+    @classmethod
+    def _in_order_of_names(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        return None if value is None else dict(sorted(value.items()))
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if self.epochs is not None and "steps" in self.loop.model_fields_set:
@@ -159,13 +172,21 @@ class RunConfig(StrictModel):
             raise ValueError(f"`model` of a {self.kind} has no field {unknown}; it has {sorted(known)}")
         if (self.kind == "student") != (self.objective is not None):
             raise ValueError("`objective` belongs to students and every student has one")
-        needs_teacher = self.objective is not None and Need.REFERENCE in self.objective.needs
-        named = [name for name in ("teacher", "targets") if getattr(self, name) is not None]
-        if len(named) == 2:
-            raise ValueError("`teacher` and `targets` both say what to learn from: leave one out")
+        needs_teacher = self.objective is not None and bool(self.objective.needs & {Need.REFERENCE, Need.TEACHERS})
+        named = [name for name in ("teacher", "teachers", "targets") if getattr(self, name) is not None]
+        if len(named) > 1:
+            raise ValueError(f"`{named[0]}` and `{named[1]}` both say what to learn from: leave one out")
+        if self.targets is not None and self.objective is not None and Need.TEACHERS in self.objective.needs:
+            raise ValueError(
+                "`mst` runs its teachers with masks on their features, and `targets` holds what one said without them:"
+                " name `teacher` or `teachers` instead"
+            )
+        if self.ensemble != "logits" and self.teachers is None:
+            raise ValueError("`ensemble` says how several `teachers` answer as one, and none are named")
         if needs_teacher != bool(named):
             what = (
-                "the objective learns from a `teacher` or from its stored `targets`, and none is named; a student of"
+                "the objective learns from a `teacher`, from several `teachers` or from stored `targets`, and none is"
+                " named; a student of"
                 " labels alone has `objective: {ce: {}}` and `roles: {transfer: []}`"
                 if needs_teacher
                 else f"`{named[0]}` is named, and no objective learns from it"
@@ -244,8 +265,12 @@ def preset_of(value: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], 
 
 def placed(value: dict[str, Any], base: Path, where: str) -> dict[str, Any]:
     """A run with its paths taken from `base`."""
-    places = {field: value[field] for field in PLACES if isinstance(value.get(field), str)}
-    placed = value | {field: _place_of(field, place, base, where) for field, place in places.items()}
+    placed = dict(value)
+    for field in PLACES:
+        if isinstance(place := value.get(field), str):
+            placed[field] = _place_of(field, place, base, where)
+        elif isinstance(place, Mapping):
+            placed[field] = {name: _place_of(field, str(one), base, where) for name, one in place.items()}
     if isinstance(placed.get("model"), Mapping):
         placed["model"] = with_places(placed["model"], lambda place: folder_or_name(place, base))
     return placed

@@ -28,7 +28,7 @@ from trainer.objectives.cross_entropy import balance_of
 from trainer.probe import LatentProbe, ProbeConfig
 from trainer.processes import Processes, open_processes
 from trainer.progress import Progress
-from trainer.reference import Reference
+from trainer.reference import Reference, Teachers
 from trainer.roles import check_roles
 from trainer.run_folder import (
     DataFacts,
@@ -49,7 +49,15 @@ from trainer.student import StudentConfig, build_student, export_student
 from trainer.tasks import ClassifierTask, ProbeTask, StudentTask, TeacherTask
 from trainer.teacher import Teacher, TeacherConfig
 from trainer.tracking import Trackers, check_trackers
-from trainer.upbringing import TrainedRun, Upbringing, check_same_pixels, data_facts, taught_by, taught_by_targets
+from trainer.upbringing import (
+    TrainedRun,
+    Upbringing,
+    check_same_pixels,
+    data_facts,
+    taught_by,
+    taught_by_several,
+    taught_by_targets,
+)
 from trainer.watch import mean_shares, nearly_inert
 
 EVALUATION_BATCH_SIZE = 256
@@ -261,7 +269,8 @@ def initial_task(
 ) -> ProbeTask | TeacherTask | StudentTask:
     """The task of a run at its first step: initialised from the run's seed, pretrained parts loaded, on its device."""
     torch.manual_seed(config.seed)
-    task = build_task(config, facts, upbringing.reference)
+    n_steps = resolve_loop(config, store).steps
+    task = build_task(config, facts, upbringing.reference, teachers=upbringing.teachers, n_steps=n_steps)
     if isinstance(task, TeacherTask):
         task.module.load_backbone()
     elif isinstance(task, StudentTask):
@@ -280,6 +289,9 @@ def open_upbringing(config: RunConfig, store: LatentStore) -> Upbringing:
     """
     if config.teacher is not None:
         return taught_by(load_run(Path(config.teacher)), config, store)
+    if config.teachers is not None:
+        runs = {name: load_run(Path(place)) for name, place in config.teachers.items()}
+        return taught_by_several(runs, config, store)
     if config.targets is not None:
         return taught_by_targets(config, Path(config.targets))
     return Upbringing(config)
@@ -315,7 +327,12 @@ def load_best(folder: Path, task: ClassifierTask) -> None:
 
 
 def build_task(
-    config: RunConfig, facts: DataFacts, reference: Reference | None
+    config: RunConfig,
+    facts: DataFacts,
+    reference: Reference | None,
+    *,
+    teachers: Teachers | None = None,
+    n_steps: int = 0,
 ) -> ProbeTask | TeacherTask | StudentTask:
     """The freshly initialised task of a run; a student without the `reference` that it learned from comes without its
     objectives, to be used."""
@@ -331,9 +348,17 @@ def build_task(
         assert isinstance(model, StudentConfig)
         student = build_student(model)
     assert config.objective is not None
-    is_alone = reference is None and Need.REFERENCE in config.objective.needs
-    objective = None if is_alone else config.objective
-    return StudentTask(student, objective, reference, balance, formats=facts.formats, n_images=facts.n_images)
+    is_alone = reference is None and bool(config.objective.needs & {Need.REFERENCE, Need.TEACHERS})
+    return StudentTask(
+        student,
+        None if is_alone else config.objective,
+        reference,
+        balance,
+        formats=facts.formats,
+        n_images=facts.n_images,
+        teachers=teachers,
+        n_steps=n_steps,
+    )
 
 
 def model_config(config: RunConfig, facts: DataFacts) -> StrictModel:

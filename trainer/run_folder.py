@@ -51,9 +51,11 @@ class DataFacts(StrictModel):
     latents_sha256: dict[str, str]
     """Modality → content hash of the latents that the run, or what it learns from, sees."""
     teacher_sha256: str | None
-    """Of the weights it learns from."""
+    """Of the weights it learns from; of several models the hash of all."""
     teacher_kind: str | None = None
-    """Whether these are a probe's, a teacher's or a student's."""
+    """Whether these are a probe's, a teacher's or a student's; of several models all there are."""
+    teachers_sha256: dict[str, str] = Field(default_factory=dict)
+    """Of the weights of each of several models, by name."""
     targets_sha256: str | None = None
     """Content hash of the stored targets it learns from."""
     pretrained: PretrainedFacts | None = None
@@ -163,12 +165,18 @@ def begin_folder(folder: Path, config: RunConfig, facts: DataFacts) -> None:
     write_atomically(folder / "data.json", facts.model_dump_json(indent=1).encode())
     # Last: a folder with a config is one that can be resumed.
     # Relative to the folder, so that the file is a run file like any other and all can be moved together.
-    places = {name: value for name in PLACES if (value := getattr(config, name)) is not None}
     relative = config.model_copy(
-        update={name: os.path.relpath(place, folder) for name, place in places.items() if not is_remote(place)}
+        update={name: place_seen_from(folder, getattr(config, name)) for name in PLACES}
         | {"model": with_places(config.model, lambda place: relative_place(place, folder))}
     )
     write_atomically(folder / "config.yaml", dump_config(relative).encode())
+
+
+def place_seen_from(folder: Path, place: Any) -> Any:
+    """A place of a run, several by name, or none, as seen from a folder."""
+    if isinstance(place, dict):
+        return {name: place_seen_from(folder, one) for name, one in place.items()}
+    return place if place is None or is_remote(place) else os.path.relpath(place, folder)
 
 
 def relative_place(place: str, folder: Path) -> str:
@@ -217,8 +225,11 @@ def check_same_run(folder: Path, config: RunConfig, begun: DataFacts, facts: Dat
             hint="name the weights it was begun with, or choose another output",
         )
     if begun.teacher_sha256 != facts.teacher_sha256:
+        hashes = facts.teachers_sha256
+        others = [name for name in hashes if begun.teachers_sha256.get(name) != hashes[name]]
+        place = (config.teachers or {})[others[0]] if others else config.teacher or config.targets
         raise CheckpointError(
-            f"the run in `{folder}` was begun with another teacher than `{config.teacher or config.targets}` holds now",
+            f"the run in `{folder}` was begun with another teacher than `{place}` holds now",
             hint="name the teacher it was begun with, or choose another output",
         )
     if begun.targets_sha256 != facts.targets_sha256:
@@ -233,6 +244,7 @@ def identity_of(config: RunConfig) -> dict[str, Any]:
     placeless = config.model_copy(update={"model": with_places(config.model, lambda _: None)})
     fields = placeless.model_dump(mode="json", exclude=set(RUNTIME_FIELDS))
     fields["loop"] = {name: value for name, value in fields["loop"].items() if name not in LOOP_RUNTIME_FIELDS}
+    fields["teachers"] = list(config.teachers or ())  # where they lie may change, their names may not
     return fields
 
 

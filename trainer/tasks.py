@@ -24,8 +24,8 @@ from trainer.objectives.cross_entropy import PLAIN, Balance, cross_entropy, has_
 from trainer.objectives.kd import yes_and_no
 from trainer.objectives.objective import ModelOutline
 from trainer.outline import Blocks, find_blocks, parameter_depths
-from trainer.probe import LatentProbe
-from trainer.reference import Reference
+from trainer.probe import LatentClassifier, LatentProbe
+from trainer.reference import Place, Reference, Teachers
 from trainer.student import student_features, student_position_to_content
 from trainer.teacher import Teacher
 
@@ -119,6 +119,10 @@ class ProbeTask:
     def branch_logits(self, batch: Batch, present: Mapping[str, bool] | None = None) -> dict[str, Tensor]:
         return {"probe": self.module(batch.latents, present=present)}
 
+    @property
+    def places(self) -> dict[str, Place]:
+        return {f"classifier.{name}": place for name, place in places_of(self.module.classifier).items()}
+
     def position_to_content(self, batch: Batch) -> dict[str, float]:
         return {}
 
@@ -127,6 +131,13 @@ class ProbeTask:
 
     def taught_parameters(self) -> Sequence[nn.Parameter]:
         return list(self.module.parameters())
+
+
+def places_of(classifier: LatentClassifier) -> dict[str, Place]:
+    """What the last layer sees: the hidden features of an MLP, or standardised latents side by side."""
+    layers = classifier.classifier
+    last: nn.Linear = layers[-1]  # type: ignore[assignment]
+    return {f"classifier.{len(layers) - 2}": Place(layers[-2], last.in_features)}
 
 
 class TeacherTask:
@@ -149,6 +160,14 @@ class TeacherTask:
     def features(self, batch: Batch) -> Features:
         output = self.module(batch.pixels, batch.latents)
         return Features(output.logits, output.block_outputs, self.module.spans)
+
+    @property
+    def places(self) -> dict[str, Place]:
+        """Its blocks, and after them what the last layer of a late branch sees."""
+        blocks = {name: Place(self.module.get_submodule(name), width) for name, width in self.module.widths.items()}
+        if self.module.late_branch is None:
+            return blocks
+        return blocks | {f"late_branch.{name}": one for name, one in places_of(self.module.late_branch).items()}
 
     def branch_logits(self, batch: Batch, present: Mapping[str, bool] | None = None) -> dict[str, Tensor]:
         output = self.module(batch.pixels, batch.latents, present=present)
@@ -197,12 +216,16 @@ class StudentTask:
         *,
         formats: Mapping[str, LatentFormat] | None = None,
         n_images: int = 0,
+        teachers: Teachers | None = None,
+        n_steps: int = 0,
     ) -> None:
         """
         Args:
             objective: None for a student that is not trained but used.
             formats: of the latents that the objectives read.
             n_images: rows of the store.
+            teachers: at hand, for objectives that run them themselves.
+            n_steps: of the run.
 
         Raises:
             SpecError: if an objective asks for what the student or the reference has not.
@@ -210,6 +233,7 @@ class StudentTask:
         self.student = student
         self.balance = balance
         self.reference = reference
+        self.teachers = teachers
         self.needs_two_images = uses_batch_statistics(student)
         self.objectives: WeightedSum | None = None
         self.reads_blocks = False
@@ -221,8 +245,12 @@ class StudentTask:
                 reference.outline if reference is not None else None,
                 formats or {},
                 n_images,
+                teachers.places if teachers is not None and Need.TEACHERS in objective.needs else {},
+                n_steps,
             )
             self.objectives = parts["objectives"] = WeightedSum(objective, parties)
+            if teachers is not None and objective.trains_teachers:
+                parts["teachers"] = teachers.to_be_trained()
         self.module = nn.ModuleDict(parts)
 
     @cached_property
@@ -231,8 +259,19 @@ class StudentTask:
         return find_blocks(self.student)
 
     @property
+    def modalities(self) -> tuple[str, ...]:
+        """None: it sees images."""
+        return ()
+
+    @property
     def outline(self) -> ModelOutline:
         return ModelOutline(self.blocks.widths, tuple(self.blocks.spans), len(self.student.config.id2label or ()))
+
+    @property
+    def places(self) -> dict[str, Place]:
+        """Its blocks, as far as a module returns them."""
+        modules = dict(self.student.named_modules())
+        return {name: Place(modules[name], width) for name, width in self.blocks.widths.items() if name in modules}
 
     def features(self, batch: Batch) -> Features:
         return student_features(self.student, self.blocks, batch.pixels)
@@ -259,16 +298,18 @@ class StudentTask:
     def losses(self, batch: Batch) -> TaskLosses:
         assert self.objectives is not None
         self.check_batch(batch)
+        wanted = self.objectives.targets
         inputs = ObjectiveInputs(
             self.features(batch) if self.reads_blocks else Features(self.student(pixel_values=batch.pixels).logits),
             batch.labels,
-            targets=self.reference.targets(batch, self.objectives.targets) if self.reference is not None else {},
+            targets=self.reference.targets(batch, wanted) if self.reference is not None and wanted else {},
             latents=batch.latents,
             rows=batch.rows,
             step=batch.step,
             is_multi_label=batch.is_multi_label,
             balance=self.balance,
             mixed=batch.mixed,
+            live=self.teachers.about(batch) if self.teachers is not None else None,
         )
         return sum_terms(self.objectives(inputs))
 
@@ -280,6 +321,5 @@ class StudentTask:
         """Parameter name in `module` → 0 before the first block, to one more than the last block's after it."""
         depths = parameter_depths(self.student, tuple(self.blocks.widths))
         top = max(depths.values())
-        of_objectives = self.objectives.named_parameters() if self.objectives is not None else ()
-        of_student = {f"student.{name}": depth for name, depth in depths.items()}
-        return of_student | {f"objectives.{name}": top for name, _ in of_objectives}
+        all_of_it = dict.fromkeys((name for name, _ in self.module.named_parameters()), top)
+        return all_of_it | {f"student.{name}": depth for name, depth in depths.items()}

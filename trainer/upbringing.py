@@ -1,14 +1,16 @@
 """What a run learns from: latents, labels, a model at hand, or what one said before; and that it all fits together."""
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dla_cache.errors import RecipeMismatchError, SpecError
-from dla_cache.spec import ORIGINAL_IMAGES, ImageRecipe
+from dla_cache.spec import ORIGINAL_IMAGES, ImageRecipe, canonical_json
 from dla_cache.store import LatentStore
 from trainer.classifiers import pretrained_facts
 from trainer.config import RunConfig
-from trainer.reference import FrozenClassifier, Reference
+from trainer.reference import FrozenClassifier, Reference, Teachers
 from trainer.roles import class_counts
 from trainer.run_folder import DataFacts, digest_of_rows
 from trainer.stored_targets import StoredTargets, open_targets, views_of_run
@@ -58,13 +60,88 @@ class Upbringing:
     """The reference, if it is one that was asked before."""
     latents: tuple[str, ...] = ()
     """Modalities that must be read to ask it."""
+    teachers: Teachers | None = None
+    """The models at hand, each for itself."""
+    teachers_sha256: Mapping[str, str] = field(default_factory=dict)
+    """Of the weights of each of several models, by name."""
 
 
 def taught_by(run: TrainedRun, config: RunConfig, store: LatentStore) -> Upbringing:
     """What a run learns from a model at hand."""
     run.task.module.to(config.device)
-    facts = run.reference_facts(store)
-    return Upbringing(config, str(run.folder), facts, FrozenClassifier(run.task), latents=facts.modalities)
+    facts, model = run.reference_facts(store), FrozenClassifier(run.task)
+    teachers = Teachers({"teacher": model})
+    return Upbringing(config, str(run.folder), facts, model, latents=facts.modalities, teachers=teachers)
+
+
+def taught_by_several(runs: Mapping[str, TrainedRun], config: RunConfig, store: LatentStore) -> Upbringing:
+    """What a run learns from several models at hand.
+
+    Raises:
+        RecipeMismatchError, SpecError: if they do not go together.
+    """
+    for run in runs.values():
+        run.task.module.to(config.device)
+    each = {name: run.reference_facts(store) for name, run in runs.items()}
+    facts = facts_of_all(each)
+    teachers = Teachers(
+        {name: FrozenClassifier(run.task) for name, run in runs.items()},
+        config.ensemble,
+        is_multi_label=facts.is_multi_label,
+    )
+    return Upbringing(
+        config,
+        ", ".join(str(run.folder) for run in runs.values()),
+        facts,
+        teachers,
+        latents=facts.modalities,
+        teachers=teachers,
+        teachers_sha256={name: one.weights_sha256 for name, one in each.items()},
+    )
+
+
+def facts_of_all(each: Mapping[str, ReferenceFacts]) -> ReferenceFacts:
+    """What must be known of several models that are asked about the same images.
+
+    Raises:
+        RecipeMismatchError: if they know different classes, or different latents by the same name.
+        SpecError: if they see images of different size or scale.
+    """
+    (first_name, first), *_ = each.items()
+    for name, one in each.items():
+        if kind_of_labels(one) != kind_of_labels(first):
+            raise RecipeMismatchError(
+                f"`teachers.{first_name}` and `teachers.{name}` have different class maps",
+                hint="train both on stores made from the same manifest",
+            )
+    recipes: dict[str, str] = {}
+    for name, one in each.items():
+        other = [modality for modality, recipe in one.recipes.items() if recipes.setdefault(modality, recipe) != recipe]
+        if other:
+            raise RecipeMismatchError(
+                f"`teachers.{name}` was trained on another recipe of `{other[0]}` than those before it",
+                hint="train them again on the same store",
+            )
+    (seeing_name, seeing), *others = [(n, one) for n, one in each.items() if one.sees_images] or [(first_name, first)]
+    for name, one in others:
+        for what in ("image_size", "pixel_mean", "pixel_std"):
+            if getattr(one, what) != getattr(seeing, what):
+                raise SpecError(
+                    f"`teachers.{seeing_name}` was trained with `{what}: {getattr(seeing, what)}` and `teachers.{name}`"
+                    f" with `{getattr(one, what)}`",
+                    hint="all see the student's own view: train them with the same `image_size` and scale of pixels",
+                )
+    hashes = canonical_json({name: one.weights_sha256 for name, one in each.items()})
+    return seeing.model_copy(
+        update={
+            "kind": " and ".join(dict.fromkeys(one.kind for one in each.values())),
+            "recipes": recipes,
+            "latents_sha256": {name: value for one in each.values() for name, value in one.latents_sha256.items()},
+            "blocks": {},
+            "spans": (),
+            "weights_sha256": hashlib.sha256(hashes.encode()).hexdigest(),
+        }
+    )
 
 
 def taught_by_targets(config: RunConfig, place: Path) -> Upbringing:
@@ -119,6 +196,7 @@ def data_facts(
         latents_sha256=(taught.latents_sha256 if taught else {}) | {name: store.content_hash([name]) for name in read},
         teacher_sha256=taught.weights_sha256 if taught else None,
         teacher_kind=taught.kind if taught else None,
+        teachers_sha256=dict(upbringing.teachers_sha256),
         targets_sha256=upbringing.targets.content_hash() if upbringing.targets else None,
         pretrained=pretrained_facts(config.model),
         images=images,

@@ -16,7 +16,28 @@ TEACHER = ModelOutline({f"blocks.{number}": 6 for number in range(4)}, ("cls", "
 FORMATS = {
     "depth": LatentFormat(kind="continuous", shape=(3, 2, 2), axes=("channel", "height", "width"), dtype="float32")
 }
-PARTIES = Parties(STUDENT, TEACHER, FORMATS, n_images=20)
+PLACES = {"blocks.0": 6, "blocks.1": 6, "late": 6}
+LIVE = {"one": PLACES, "two": PLACES}
+PARTIES = Parties(STUDENT, TEACHER, FORMATS, n_images=20, live=LIVE, n_steps=20)
+
+
+class ToyTeachers:
+    """Teachers at hand: a linear head on what a place holds of each image, [B, tokens, D]."""
+
+    def __init__(self, features):
+        generator = torch.Generator().manual_seed(2)
+        self.features = features
+        self.heads = {name: torch.randn(6, N_CLASSES, generator=generator).requires_grad_() for name in LIVE}
+
+    def logits(self, name, *, place="", mask=None, is_trained=False):
+        tokens = self.features[name] + len(place)
+        head = self.heads[name] if is_trained else self.heads[name].detach()
+        weighed = tokens if mask is None else tokens * mask(tokens)[:, None].to(tokens.dtype)
+        return weighed.mean(dim=1) @ head.to(tokens.dtype)
+
+    def of(self, order):
+        """The same about these images."""
+        return ToyTeachers({name: value[order] for name, value in self.features.items()})
 
 
 def build(fields, parties=PARTIES):
@@ -29,7 +50,7 @@ def build(fields, parties=PARTIES):
     return objectives
 
 
-def random_inputs(objectives, dtype=torch.float32, *, scale=1.0, labels=LABELS, seed=0):
+def random_inputs(objectives, dtype=torch.float32, *, scale=1.0, labels=LABELS, seed=0, step=5):
     """All that these objectives may ask for; what is the student's wants a gradient, and so do targets."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -52,7 +73,8 @@ def random_inputs(objectives, dtype=torch.float32, *, scale=1.0, labels=LABELS, 
         targets={wanted: target(wanted) for wanted in objectives.targets},
         latents={name: draw(N_IMAGES, *FORMATS[name].shape).detach() for name in objectives.config.latents},
         rows=torch.arange(N_IMAGES) + 3,
-        step=5,
+        step=step,
+        live=ToyTeachers({name: draw(N_IMAGES, N_TOKENS, 6).detach() for name in LIVE}),
     )
 
 

@@ -14,11 +14,21 @@ VARIANTS = {
     "messy": {"messy": {}},
     "messy of tokens": {"messy": {"what": "tokens"}},
     "messy that reads places": {"messy": {"read": "spatial"}},
+    "mst": {"mst": {}},
+    "mst that trains teachers": {"mst": {"mutual": True, "stages": [0.5, 0.1]}},
+    "mst that routes": {"mst": {"stages": [0, 0.1]}},
+    "mst that routes to two": {"mst": {"routing": "top-k", "k": 2, "stages": [0, 0.1]}},
+    "mst that routes by chance": {"mst": {"routing": "random", "stages": [0, 0.1]}},
+    "mst that routes to all": {"mst": {"routing": "uniform", "stages": [0, 0.1]}},
+    "mst without masks": {"mst": {"layers": [], "stages": [0, 0]}},
 }
 """Fields of an objective by a name for the test; the registry's name is the one key."""
 
 LABELS_ALONE = {"ce"}
 """Objectives that have nothing to say of images without a label."""
+
+STEPS = {"mst": (0, 5, 10, 12)}
+"""Of objectives in stages, steps of all of them: each of their parts is trained in some stage, and rests in others."""
 
 PAPER = PRESETS["paper"]["student"]["objective"]
 
@@ -39,9 +49,13 @@ def test_every_objective_of_the_registry_is_tried_here():
 
 @each_variant
 def test_the_gradient_reaches_the_student_and_all_that_is_trained_for_it_but_no_target(fields):
-    loss, inputs, objectives = loss_of(fields)
-    loss.backward()
-    assert any(one.grad is not None and one.grad.abs().sum() > 0 for one in students_tensors(inputs))
+    (name,) = fields
+    objectives = build(fields)
+    for step in STEPS.get(name, (5,)):
+        inputs = random_inputs(objectives, step=step)
+        (loss,) = objectives(inputs).values()
+        loss.backward()
+        assert any(one.grad is not None and one.grad.abs().sum() > 0 for one in students_tensors(inputs))
     assert [name for name, value in objectives.named_parameters() if value.requires_grad and value.grad is None] == []
     assert all(target.grad is None for target in inputs.targets.values())
 
@@ -71,6 +85,7 @@ def test_a_loss_is_a_mean_over_images_and_does_not_depend_on_their_order(fields)
         {name: value[order] for name, value in inputs.latents.items()},
         inputs.rows[order],
         inputs.step,
+        live=inputs.live.of(order),
     )
     (one,), (other,) = build(fields)(inputs).values(), build(fields)(shuffled).values()
     assert other.item() == pytest.approx(one.item(), rel=1e-4)

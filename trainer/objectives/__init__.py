@@ -11,6 +11,7 @@ from trainer.features import Target
 from trainer.objectives.ce import CeConfig
 from trainer.objectives.kd import KdConfig
 from trainer.objectives.messy import MessyConfig
+from trainer.objectives.mst import MstConfig
 from trainer.objectives.objective import ModelOutline, Need, Objective, ObjectiveInputs, Parties, TermConfig
 
 
@@ -20,6 +21,7 @@ class ObjectiveConfig(StrictModel):
     ce: CeConfig | None = None
     kd: KdConfig | None = None
     messy: MessyConfig | None = None
+    mst: MstConfig | None = None
 
     @model_validator(mode="after")
     def _teaches_something(self) -> Self:
@@ -42,6 +44,11 @@ class ObjectiveConfig(StrictModel):
     def latents(self) -> tuple[str, ...]:
         """Modalities whose latents the objectives read themselves."""
         return tuple(dict.fromkeys(name for config in self.active.values() for name in config.latents))
+
+    @property
+    def trains_teachers(self) -> bool:
+        """Whether teachers at hand learn as well."""
+        return any(config.trains_teachers for config in self.active.values())
 
     def targets(self, reference: ModelOutline) -> tuple[Target, ...]:
         """What a model must be asked about a batch, each once.

@@ -3,10 +3,10 @@
 Dimensions: B images, N tokens of a block, D its width, K classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Protocol
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ class Need(Enum):
     REFERENCE = auto()
     """What a probe, a teacher or another student says of a batch, at hand or stored."""
     STUDENT_BLOCKS = auto()
+    TEACHERS = auto()
+    """At hand, to be run on a batch with something done to their features."""
     LATENTS = auto()
     """Of the batch itself, without anybody who has looked at them."""
 
@@ -47,6 +49,24 @@ class ModelOutline:
         return list(self.blocks.values())[block]
 
 
+Mask = Callable[[Tensor], Tensor]
+"""Weights [B, D] of features [B, N, D]."""
+
+
+class LiveModels(Protocol):
+    """Models at hand, about the images of one batch."""
+
+    def logits(self, name: str, *, place: str = "", mask: Mask | None = None, is_trained: bool = False) -> Tensor:
+        """What one of them answers, [B, K].
+
+        Args:
+            place: where its features are weighed, by its name; nowhere if empty.
+            mask: is shown the features [B, N, D] of that place and gives their weights [B, D].
+            is_trained: whether the model is in training mode and gets a gradient; else it stands still, and the mask
+                alone gets one.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Parties:
     """Between whom an objective stands."""
@@ -58,6 +78,10 @@ class Parties:
     """Of the latents that the objectives read."""
     n_images: int = 0
     """Rows of the store."""
+    live: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Of the teachers at hand, by their names: width D of each place where features can be weighed, in their order."""
+    n_steps: int = 0
+    """Of the run."""
 
     def teacher(self) -> ModelOutline:
         """The reference, for an objective that needs one."""
@@ -87,6 +111,8 @@ class ObjectiveInputs:
     """How the cross entropy evens out classes."""
     mixed: MixedLabels | None = None
     """Whose labels count beside an image's own, where images are mixed."""
+    live: LiveModels | None = None
+    """The teachers at hand, about this batch."""
 
     def lacks(self, config: "TermConfig", targets: tuple[Target, ...]) -> list[str]:
         """Names of what a term needs and is not there."""
@@ -95,6 +121,8 @@ class ObjectiveInputs:
             absent.append("labels")
         if Need.STUDENT_BLOCKS in config.needs and not self.student.blocks:
             absent.append("the student's blocks")
+        if Need.TEACHERS in config.needs and self.live is None:
+            absent.append("the teachers themselves")
         return absent + [name for name in config.latents if name not in self.latents]
 
 
@@ -122,6 +150,11 @@ class TermConfig(StrictModel):
     def latents(self) -> tuple[str, ...]:
         """Modalities whose latents it reads itself."""
         return ()
+
+    @property
+    def trains_teachers(self) -> bool:
+        """Whether teachers at hand learn from it as well."""
+        return False
 
     def targets(self, reference: ModelOutline) -> tuple[Target, ...]:
         """What the reference must be asked about each batch.
