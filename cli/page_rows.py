@@ -96,13 +96,13 @@ def learns_by(run: FinishedRun, labels: Mapping[Path, str]) -> str:
     config = run.config
     if config.self_training is not None:
         return "by self-training"
-    taught_by = config.teacher or config.targets
-    if taught_by is None or config.objective is None:
+    taught_by = config.models_at_hand if config.targets is None else (config.targets,)
+    if not taught_by or config.objective is None:
         return ""
-    place = Path(taught_by).resolve()
+    places = [Path(place).resolve() for place in taught_by]
     stored = "targets in " if config.targets is not None else ""
     by = " + ".join(config.objective.model_dump(exclude_none=True))
-    return f"by {by} from {stored}{labels.get(place, place.name)}"
+    return f"by {by} from {stored}{' and '.join(labels.get(place, place.name) for place in places)}"
 
 
 def lead_of(groups: Sequence[RunGroup]) -> str:

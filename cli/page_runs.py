@@ -245,13 +245,12 @@ def run_identity(folder: Path, learners: tuple[Path, ...]) -> object:
     config, facts = read_config(folder), read_facts(folder)
     settings = {name: value for name, value in settings_of(config).items() if name != "seed"}
     # Neither the teacher's weights, which its seed decides, nor latents of the store that the run had no use for.
-    data = facts.model_dump(exclude={"teacher_sha256", "recipes"})
-    teacher: object = None
-    if config.teacher is not None:
-        place = Path(config.teacher).resolve()
+    data = facts.model_dump(exclude={"teacher_sha256", "teachers_sha256", "recipes"})
+    teachers: list[object] = []
+    for place in (Path(model).resolve() for model in config.models_at_hand):
         is_there = (place / "config.yaml").exists()
-        teacher = run_identity(place, (*learners, folder)) if is_there else place
-    return settings, data, teacher
+        teachers.append(run_identity(place, (*learners, folder)) if is_there else place)
+    return settings, data, teachers
 
 
 def label_folders(groups: Sequence[Sequence[Path]]) -> list[str]:

@@ -213,6 +213,11 @@ class RunConfig(StrictModel):
         return fields
 
     @property
+    def models_at_hand(self) -> tuple[str, ...]:
+        """Run folders of the models that it learns from."""
+        return (self.teacher,) if self.teacher is not None else tuple((self.teachers or {}).values())
+
+    @property
     def training_splits(self) -> tuple[str, ...]:
         """Splits whose statistics may be known to the model."""
         return self.roles.labelled + self.roles.transfer

@@ -66,8 +66,7 @@ def refuse_mixing(config: "RunConfig", *, reference_sees_latents: bool, has_stor
     elif has_stored_targets:
         reason = "targets are stored for single images, and no sum of two is what the teacher says of both mixed"
     elif reference_sees_latents:
-        places = [config.teacher] if config.teachers is None else list(config.teachers.values())
-        whose = "the teacher" if config.kind == "teacher" else f"the model in `{'` or `'.join(map(str, places))}`"
+        whose = "the teacher" if config.kind == "teacher" else f"the model in `{'` or `'.join(config.models_at_hand)}`"
         reason = f"{whose} reads latents, and there are none of two images mixed"
     if reason is not None:
         raise SpecError(

@@ -193,6 +193,20 @@ def test_runs_whose_teachers_differ_in_more_than_a_seed_stand_apart(runs, tmp_pa
     assert [row.group.label for row in page.rows] == ["seed-0/kd-teacher", "seed-1/kd-teacher"]
 
 
+def test_a_student_of_several_teachers_names_them_all_and_stands_apart_if_one_differs(runs, tiny, tmp_path):
+    for seed, folder in enumerate(student.parent for student in runs.students):
+        learns = {"teachers": {"a": str(runs.probe), "b": str(folder / "teacher")}, "objective": tiny.objectives["kd"]}
+        train_run(tiny.run("student", folder / "both", seed=seed, **learns, **STUDENT))
+    both = [student.parent / "both" for student in runs.students]
+    page, read = page_of(tmp_path / "page.html", [runs.probe, runs.teacher, *both])
+    assert [len(row.group.runs) for row in page.rows] == [1, 1, 2]
+    assert "by ce + kd from probe and teacher" in read.text
+    place = runs.folder / "seed-1" / "teacher" / "config.yaml"
+    place.write_text(yaml.safe_dump({**yaml.safe_load(place.read_text()), "labelled_per_batch": 2}))
+    page, _ = page_of(tmp_path / "page.html", both)
+    assert [row.group.label for row in page.rows] == ["seed-0/both", "seed-1/both"]
+
+
 def test_two_runs_of_one_seed_are_not_averaged(runs, tmp_path):
     shutil.copytree(runs.probe, runs.folder / "again")
     page, _ = page_of(tmp_path / "page.html", [runs.probe, runs.folder / "again"])

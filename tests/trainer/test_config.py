@@ -216,11 +216,11 @@ def test_a_transfer_role_with_someone_who_learns_from_it_is_fine():
     [
         (
             {"kind": "student", "objective": {"ce": {}, "kd": {}}},
-            "learns from a `teacher` or from its stored `targets`, and none",
+            "learns from a `teacher`, from several `teachers` or from stored `targets`, and none",
         ),
         (
             {"kind": "student", "objective": {"messy": {}}},
-            "learns from a `teacher` or from its stored `targets`, and none",
+            "learns from a `teacher`, from several `teachers` or from stored `targets`, and none",
         ),
         (
             {"kind": "student", "objective": {"ce": {}}, "teacher": "t"},
