@@ -89,6 +89,14 @@ def taught_by_several(runs: Mapping[str, TrainedRun], config: RunConfig, store: 
         config.ensemble,
         is_multi_label=facts.is_multi_label,
     )
+    assert config.objective is not None
+    try:
+        config.objective.targets(teachers.outline)
+    except SpecError as error:
+        raise SpecError(
+            f"several `teachers` answer as one with logits alone: {error.message}",
+            hint="name one `teacher` for what looks into it; objectives of logits, and `mst`, take several",
+        ) from error
     return Upbringing(
         config,
         ", ".join(str(run.folder) for run in runs.values()),

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from dla_cache.errors import CheckpointError, RecipeMismatchError, SpecError, WorkInterrupted
 from dla_cache.manifest import write_manifest
+from dla_cache.spec import load_yaml
 from dla_cache.store import open_store
 from tests.trainer.students import make_student, some_pixels
 from tests.trainer.teachers import make_batch, make_teacher
@@ -83,6 +84,8 @@ def test_a_student_is_distilled_from_several_teachers_and_remembers_them(tiny, s
     assert run.facts.teachers_sha256 == {f"the-{n}": load_run(school / n).weights_sha256 for n in ("probe", "teacher")}
     assert run.facts.teacher_kind == "probe and teacher"
     assert "a probe and teacher, which looks at latents of `depth`" in told(run)
+    written = load_yaml(tmp_path / "run" / "config.yaml")["teachers"]
+    assert not any(Path(place).is_absolute() for place in written.values())  # all may be moved together
     places = read_config(tmp_path / "run").teachers
     assert {name: Path(place).resolve() for name, place in places.items()} == {
         f"the-{n}": (school / n).resolve() for n in ("probe", "teacher")
@@ -268,8 +271,9 @@ def test_models_that_do_not_go_together_are_refused(tiny, school, tmp_path):
 
 
 def test_what_asks_for_blocks_of_several_teachers_is_refused(tiny, school, tmp_path):
-    with pytest.raises(SpecError):
+    with pytest.raises(SpecError, match="answer as one with logits alone: `messy` predicts") as caught:
         train_run(student_of(tiny, school, tmp_path / "run", {"messy": {}}))
+    assert "`mst`" in caught.value.hint
 
 
 @pytest.mark.parametrize(

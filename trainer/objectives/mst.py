@@ -143,7 +143,8 @@ class Mst(Objective):
 
     def stage(self, step: int) -> int:
         """1, 2 or 3."""
-        return 1 + sum(step >= end for end in self.ends)
+        first, second = self.ends
+        return 1 if step < first else 2 if step < second else 3
 
     def forward(self, inputs: ObjectiveInputs) -> Tensor:
         assert inputs.live is not None
