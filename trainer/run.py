@@ -220,7 +220,7 @@ def result_of(
         branch_intervals=intervals,
         position_to_content=position_to_content,
         train_seconds=done.train_seconds,
-        images_per_s=n_steps * config.images_per_step / done.train_seconds,
+        images_per_s=n_steps * config.images_per_step / done.train_seconds if n_steps else 0.0,
     )
 
 
