@@ -20,8 +20,8 @@ def control_command(
         str,
         typer.Option(
             "--kind",
-            help="What an image gets in the place of its latent: shuffled-within-class, shuffled-across-classes,"
-            " gaussian, gaussian-by-place, label-embedding or fabricated.",
+            help="What an image gets in the place of its latent: shuffled, shuffled-within-class,"
+            " shuffled-across-classes, gaussian, gaussian-by-place, label-embedding or fabricated.",
         ),
     ],
     modalities: Annotated[
@@ -102,5 +102,6 @@ def _show(plan: "ControlPlan", target_path: Path) -> None:
     copied = [name for name in metadata.series if name not in plan.modalities]
     if copied:
         typer.echo(f"copied        {', '.join(copied)}")
-    if plan.n_own is not None and plan.n_same_class is not None:
-        typer.echo(f"of its class  {counted(plan.n_same_class, 'image')}, its own {counted(plan.n_own, 'image')}")
+    if plan.n_own is not None:
+        of_class = "" if plan.n_same_class is None else f", one of their class {plan.n_same_class:,}"
+        typer.echo(f"keep theirs   {counted(plan.n_own, 'image')}{of_class}")

@@ -43,19 +43,25 @@ class Shuffle:
 
     def __init__(self, source: LatentStore, kind: Kind, seed: int, labels: Path | None) -> None:
         self.source = source
-        rows = source.rows_of()
         self.facts: Facts
-        classes, self.facts = classes_of(source, kind, labels)
-        image_ids = source.rows.ids_of(rows)
-        _, splits = np.unique(source.rows.splits_of(rows), return_inverse=True)
-        if kind == "shuffled-within-class":
-            donors = shuffle_within(image_ids, splits * len(source.class_names) + classes, seed)
+        self.n_same_class: int | None = None
+        """Images that get, or keep, a latent of their own class; None of a shuffle that goes by none."""
+        rows = source.rows_of()
+        image_ids, split_names = source.rows.ids_of(rows), source.rows.splits_of(rows)
+        splits = np.unique(split_names, return_inverse=True)[1]
+        if kind == "shuffled":
+            self.facts = {"splits": hash_of_groups(image_ids, split_names, np.zeros(len(rows), np.int64))}
+            donors = shuffle_within(image_ids, splits, seed)
         else:
-            donors = shuffle_across(image_ids, splits, classes, seed)
+            classes, self.facts = classes_of(source, kind, labels)
+            if kind == "shuffled-within-class":
+                donors = shuffle_within(image_ids, splits * len(source.class_names) + classes, seed)
+            else:
+                refuse_few_classes(source, kind, classes)
+                donors = shuffle_across(image_ids, splits, classes, seed)
+            self.n_same_class = int((classes[donors] == classes).sum())
         self.n_own = int((donors == np.arange(len(rows))).sum())
         """Images that keep their own latent, for there is no other to give."""
-        self.n_same_class = int((classes[donors] == classes).sum())
-        """Images that get, or keep, a latent of their own class."""
         self.donor_rows = np.full(source.rows.end, -1, np.int64)
         self.donor_rows[rows] = rows[donors]
 
@@ -164,6 +170,20 @@ def classes_of(store: LatentStore, kind: Kind, labels: Path | None) -> tuple[NDA
     said = None if labels is None else read_labels(labels, store.class_names)
     classes = known_classes(store, rows, said, kind)
     return classes, {"classes": hash_of_groups(store.rows.ids_of(rows), store.rows.splits_of(rows), classes)}
+
+
+def refuse_few_classes(store: LatentStore, kind: Kind, classes: NDArray[np.int64]) -> None:
+    """Passes classes of which another one does not tell the image's own.
+
+    Raises:
+        SpecError: if there are fewer than three.
+    """
+    n_classes = len(np.unique(classes))
+    if n_classes < 3:
+        raise SpecError(
+            f"images of `{store.place}` have {n_classes} classes, and `{kind}` would tell which one as well as a label",
+            hint="take `shuffled`, which goes by no class",
+        )
 
 
 def refuse_codes(store: LatentStore, kind: Kind, modalities: Sequence[str]) -> None:

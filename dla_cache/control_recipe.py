@@ -9,6 +9,7 @@ SOURCE = "control"
 """What the recipe of control latents names as its source; no spec can: nothing computes them from an image."""
 
 Kind = Literal[
+    "shuffled",
     "shuffled-within-class",
     "shuffled-across-classes",
     "gaussian",
@@ -18,6 +19,7 @@ Kind = Literal[
 ]
 
 MEANINGS: Mapping[Kind, str] = {
+    "shuffled": "the latent of another image, whatever its class",
     "shuffled-within-class": "the latent of another image of the same class",
     "shuffled-across-classes": "the latent of an image of another class",
     "gaussian": "noise with the mean and standard deviation of each channel",

@@ -51,7 +51,7 @@ class ControlPlan:
 
     @property
     def n_same_class(self) -> int | None:
-        """Of a shuffle: images that get, or keep, a latent of their own class."""
+        """Of a shuffle that goes by classes: images that get, or keep, a latent of their own."""
         return self.composer.n_same_class if isinstance(self.composer, Shuffle) else None
 
 
@@ -91,7 +91,7 @@ def plan_control(
     chosen = tuple(sorted(set(source.modalities if modalities is None else modalities)))
     real = {name: source.recipe(name) for name in chosen}
     composer: Composer
-    if kind in ("shuffled-within-class", "shuffled-across-classes"):
+    if kind.startswith("shuffled"):
         composer = Shuffle(source, kind, seed, labels)
     elif kind == "label-embedding":
         composer = ClassVectors(source, kind, seed, labels, noise or 0.0)
