@@ -226,6 +226,11 @@ def _rounded_recipes(source: LatentStore, dtypes: Mapping[str, FloatDtype]) -> I
 
 
 def copy_shard(source: LatentStore, target: LatentStore, series: str, shard: Shard) -> None:
+    """Writes a shard of one store to another, with what its record says of the first computation.
+
+    Raises:
+        CorruptShardError: if it is damaged.
+    """
     record = _checked_record(source, series, shard)
     rows = source.kept_rows(shard)
     if series == IMAGES:
