@@ -187,7 +187,10 @@ class Ranks:
 def average_ranks(values: Tensor) -> Tensor:
     """Ranks from 1 on, float64 [P]; equal values share the mean of theirs."""
     ordered, order = values.sort()
-    _, group, counts = ordered.unique_consecutive(return_inverse=True, return_counts=True)
+    starts = torch.ones(len(values), dtype=torch.bool)
+    starts[1:] = ordered[1:] != ordered[:-1]
+    group = starts.cumsum(0) - 1
+    counts = torch.bincount(group)
     last = counts.cumsum(0).double()
     ranks = torch.empty(len(values), dtype=torch.float64)
     ranks[order] = (last - (counts - 1) / 2)[group]
@@ -250,7 +253,7 @@ def neighbours(features: Tensor, k: int = NEIGHBOURS) -> Tensor:
 
 
 def shuffled_neighbours(found: Tensor, order: Tensor) -> Tensor:
-    """The `neighbours` of features whose rows were put in another `order`, int64 [N]: row i is now what `order[i]` was."""
+    """The `neighbours` of features in another `order`, int64 [N]: row i is now what row `order[i]` was."""
     places = torch.empty_like(order)
     places[order] = torch.arange(len(order))
     return places[found[order]]

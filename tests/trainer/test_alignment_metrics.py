@@ -46,9 +46,7 @@ def hsic_by_four_images(k, l):  # noqa: E741
         for r in range(n)
         if len({i, j, q, r}) == 4
     )
-    return (
-        pairs / math.perm(n, 2) - 2 * triples / math.perm(n, 3) + quadruples / math.perm(n, 4)
-    )
+    return pairs / math.perm(n, 2) - 2 * triples / math.perm(n, 3) + quadruples / math.perm(n, 4)
 
 
 def test_cka_of_twelve_images_is_the_golden_value():
@@ -68,7 +66,7 @@ def test_hsic_is_the_u_statistic_over_four_distinct_images():
 def test_minibatches_sum_their_hsic_before_they_divide():
     x, y = normal(23, 4), normal(23, 3, seed=1) + normal(23, 4)[:, :3]
     one, other = Grams.of(x, batch_size=7), Grams.of(y, batch_size=7)
-    parts = [order for order in one.order.tensor_split(3)]
+    parts = list(one.order.tensor_split(3))
     assert sorted(len(part) for part in parts) == [7, 8, 8]
     sums = {}
     for name, (a, b) in {"xy": (x, y), "xx": (x, x), "yy": (y, y)}.items():

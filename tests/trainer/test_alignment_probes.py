@@ -72,7 +72,9 @@ def test_what_the_fitted_images_foretell_is_what_other_images_show():
     y, truth = x @ mixing + 3 * normal(500, 3, seed=3), held @ mixing + 3 * normal(500, 3, seed=4)
     features = RidgeFeatures.of(x)
     probe = features.fit(y)
-    assert probe.expected_r2 == pytest.approx(r_squared(probe.predict(features.coordinates(held)), truth).value, abs=0.1)
+    assert probe.expected_r2 == pytest.approx(
+        r_squared(probe.predict(features.coordinates(held)), truth).value, abs=0.1
+    )
 
 
 def test_the_influence_on_r_squared_is_that_of_leaving_each_image_out():
