@@ -31,10 +31,13 @@ def draw_galleries(plan: "AlignmentPlan", out: Path) -> tuple[list[GalleryPictur
 
     drawn, without = [], []
     for modality in plan.modalities:
-        source = plan.store.recipe(modality).source
-        decode = decoder_of(source)
+        recipe = plan.store.recipe(modality)
+        decode = decoder_of(recipe.source)
         if decode is None:
-            without.append(f"no picture of {modality} is drawn: dla has no decoder of `{source}` at hand")
+            without.append(f"no picture of {modality} is drawn: dla has no decoder of `{recipe.source}` at hand")
+            continue
+        if recipe.format.kind == "codes":
+            without.append(f"no picture of {modality} is drawn: a linear probe gives numbers, and these are codes")
             continue
         gallery = show_gallery(plan, modality)
         path = out / f"gallery-{modality}.png"

@@ -133,17 +133,42 @@ def same_depth(block: int, n_blocks: int, n_others: int) -> int:
     return max(0, min(n_others - 1, round((block + 1) / n_blocks * n_others) - 1))
 
 
+def check_controls(
+    taught: Mapping[str, frozenset[str]], prepared: Sequence[PreparedTarget], controls: Sequence[str]
+) -> None:
+    """Passes named controls that saw nothing of any target.
+
+    Args:
+        taught: arm → the modalities that it, or what it learned from, saw.
+
+    Raises:
+        SpecError: naming the first that did.
+    """
+    for one in prepared:
+        spoilt = [arm for arm in controls if taught[arm] & one.target.modalities]
+        if spoilt:
+            raise SpecError(
+                f"arm `{spoilt[0]}` is no control for `{one.target.name}`: it, or what it learned from, saw it",
+                hint="name students of images alone with `--control`, or ask for fewer modalities",
+            )
+
+
 def arms_of(runs: Sequence[MeasuredRun]) -> dict[str, list[MeasuredRun]]:
     """The runs by arm, in their order.
 
     Raises:
-        SpecError: if the runs of an arm have different blocks or were taught different modalities.
+        SpecError: if the runs of an arm have different blocks.
     """
     arms: dict[str, list[MeasuredRun]] = {}
     for run in runs:
         arms.setdefault(run.arm, []).append(run)
-    for arm, members in arms.items():
-        check_same_kind(arm, members)
+    for arm, (first, *others) in arms.items():
+        for run in others:
+            if run.blocks != first.blocks:
+                raise SpecError(
+                    f"runs of arm `{arm}` have different blocks: `{first.name}` and `{run.name}`",
+                    hint="give each kind of student an arm of its own",
+                )
     return arms
 
 
@@ -182,32 +207,21 @@ def summarise(runs: Sequence[MeasuredRun], prepared: Sequence[PreparedTarget], n
 
 
 def differences(
-    runs: Sequence[MeasuredRun], prepared: Sequence[PreparedTarget], controls: Sequence[str] | None
+    runs: Sequence[MeasuredRun], prepared: Sequence[PreparedTarget], controls: Sequence[str] = ()
 ) -> list[DifferenceLine]:
     """Every arm minus every one after it; and of each arm that was taught a target, itself minus its matched control.
 
     Args:
-        controls: arms whose runs may be matched; None for all that never saw the target.
-
-    Raises:
-        SpecError: if a named control saw what it is to be a control for.
+        controls: arms whose runs may be matched; none for all. Either way those that never saw the target.
     """
     arms = arms_of(runs)
     lines = []
     for one in prepared:
-        free = [run for run in runs if not run.taught & one.target.modalities]
-        for members in arms.values() if one.target.modalities else ():
-            if members[0].taught & one.target.modalities:
-                named = [run for run in runs if run.arm in (controls or ())]
-                if any(run not in free for run in named):
-                    raise SpecError(
-                        f"arm `{next(run.arm for run in named if run not in free)}` is no control for"
-                        f" `{one.target.name}`: it, or what it learned from, saw the latents",
-                        hint="name students of images alone with `--control`",
-                    )
-                if named or free:
-                    matched = match_controls(members, named or free)
-                    lines += difference_lines(members, matched, one, is_matched=True)
+        seen = one.target.modalities
+        free = [run for run in runs if not run.taught & seen and (not controls or run.arm in controls)]
+        for members in arms.values():
+            if free and members[0].taught & seen:
+                lines += difference_lines(members, match_controls(members, free), one, is_matched=True)
     for first, second in combinations(arms.values(), 2):
         for one in prepared:
             lines += difference_lines(first, second, one, is_matched=False)
@@ -268,22 +282,6 @@ def places(
 def mean_accuracy(runs: Sequence[MeasuredRun]) -> float:
     """Top-1, mean over runs."""
     return sum(run.accuracy for run in runs) / len(runs)
-
-
-def check_same_kind(arm: str, members: Sequence[MeasuredRun]) -> None:
-    """Passes runs that one mean can be taken of.
-
-    Raises:
-        SpecError: if they differ in their blocks or in what they were taught.
-    """
-    first = members[0]
-    for run in members[1:]:
-        if run.blocks != first.blocks or run.taught != first.taught:
-            what = "blocks" if run.blocks != first.blocks else "modalities that they learned from"
-            raise SpecError(
-                f"runs of arm `{arm}` have different {what}: `{first.name}` and `{run.name}`",
-                hint="give each kind of run an arm of its own",
-            )
 
 
 def stacked(runs: Sequence[MeasuredRun], block: int, key: Key) -> tuple[Tensor, Tensor, Tensor]:

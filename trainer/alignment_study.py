@@ -22,7 +22,7 @@ from trainer.alignment import (
     measure_block,
     prepare_targets,
 )
-from trainer.alignment_arms import AlignmentLine, DifferenceLine, MeasuredRun, differences, summarise
+from trainer.alignment_arms import AlignmentLine, DifferenceLine, MeasuredRun, check_controls, differences, summarise
 from trainer.alignment_features import (
     answers_of,
     image_span,
@@ -97,6 +97,8 @@ def measure_alignment(
     fit_rows, rows = check_plan(plan)
     parts = Parts(labels_of(plan.store, fit_rows), labels_of(plan.store, rows))
     prepared = prepare_targets([*latent_targets(plan, fit_rows, rows), *answer_targets(plan)], parts)
+    taught = what_was_taught(plan)
+    check_controls(taught, prepared, plan.controls)
     bootstrap = ImageBootstrap(len(rows))
     members = [(arm, folder) for arm, folders in plan.arms.items() for folder in folders]
     runs: list[MeasuredRun] = []
@@ -110,7 +112,7 @@ def measure_alignment(
         def told(done: int, before: int = n_done, total: int = n_total, name: str = arm) -> None:
             on_progress(before + done, total, name)
 
-        runs.append(measure_run(plan, arm, run, prepared, parts, bootstrap, told))
+        runs.append(measure_run(plan, arm, run, taught[arm], prepared, parts, bootstrap, told))
         n_done += n_blocks
     return Alignment(
         tuple(runs),
@@ -125,6 +127,7 @@ def measure_run(
     plan: AlignmentPlan,
     arm: str,
     run: TrainedRun,
+    taught: frozenset[str],
     prepared: Sequence[PreparedTarget],
     parts: Parts,
     bootstrap: ImageBootstrap,
@@ -142,8 +145,27 @@ def measure_run(
         found.append(measure_block(table, prepared, parts, bootstrap, plan.n_shuffles))
         on_block(number + 1)
     accuracy = float((held.logits.argmax(dim=1) == parts.labels).float().mean())
-    taught = modalities_taught(run.folder)
     return MeasuredRun(arm, str(run.folder), accuracy, taught, tuple(run.task.widths), tuple(found))
+
+
+def what_was_taught(plan: AlignmentPlan) -> dict[str, frozenset[str]]:
+    """Arm → the modalities that its runs, or what they learned from, saw.
+
+    Raises:
+        SpecError: if these differ among the runs of an arm.
+        CheckpointError: if what a run learned from is not at hand, and may have learned from others.
+    """
+    taught = {}
+    for arm, folders in plan.arms.items():
+        of_runs = {folder: modalities_taught(folder) for folder in folders}
+        taught[arm] = of_runs[folders[0]]
+        other = [folder for folder, seen in of_runs.items() if seen != taught[arm]]
+        if other:
+            raise SpecError(
+                f"runs of arm `{arm}` learned from different modalities: `{folders[0]}` and `{other[0]}`",
+                hint="give each kind of run an arm of its own",
+            )
+    return taught
 
 
 def check_plan(plan: AlignmentPlan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -182,7 +204,7 @@ def check_plan(plan: AlignmentPlan) -> tuple[NDArray[np.int64], NDArray[np.int64
         check_is_labelled(
             plan.store, splits, name_some(splits), hint="name splits with labels: the mean of each class is removed"
         )
-        n_classes = len(labels_of(plan.store, rows).unique())
+        n_classes = len(np.unique(plan.store.rows.label_numbers(rows)))
         if len(rows) - n_classes < FEWEST_IMAGES:
             raise SpecError(
                 f"{name_some(splits)} has {len(rows)} images of {n_classes} classes, too few to say anything",
