@@ -163,6 +163,11 @@ def notes_of(plan: "AlignmentPlan", found: "Alignment") -> list[str]:
     for arm, target in dict.fromkeys((one.arm, one.target) for one in found.lines if one.taught):
         if (arm, target) not in matched:
             notes.append(f"{arm} has no control for {target}: every run given, or what it learned from, saw it")
+    for run in found.runs:
+        seen = sorted(run.taught & set(plan.modalities))
+        if run.arm in plan.controls and seen:
+            notes.append(f"the control {run.arm} learned from other latents that are called {', '.join(seen)} as well")
+    notes = list(dict.fromkeys(notes))
     known = {one.target for one in found.lines if one.ceiling is not None}
     unknown = [name for name in plan.modalities if name not in known]
     if unknown:

@@ -133,26 +133,6 @@ def same_depth(block: int, n_blocks: int, n_others: int) -> int:
     return max(0, min(n_others - 1, round((block + 1) / n_blocks * n_others) - 1))
 
 
-def check_controls(
-    taught: Mapping[str, frozenset[str]], prepared: Sequence[PreparedTarget], controls: Sequence[str]
-) -> None:
-    """Passes named controls that saw nothing of any target.
-
-    Args:
-        taught: arm → the modalities that it, or what it learned from, saw.
-
-    Raises:
-        SpecError: naming the first that did.
-    """
-    for one in prepared:
-        spoilt = [arm for arm in controls if taught[arm] & one.target.modalities]
-        if spoilt:
-            raise SpecError(
-                f"arm `{spoilt[0]}` is no control for `{one.target.name}`: it, or what it learned from, saw it",
-                hint="name students of images alone with `--control`, or ask for fewer modalities",
-            )
-
-
 def arms_of(runs: Sequence[MeasuredRun]) -> dict[str, list[MeasuredRun]]:
     """The runs by arm, in their order.
 
@@ -212,15 +192,15 @@ def differences(
     """Every arm minus every one after it; and of each arm that was taught a target, itself minus its matched control.
 
     Args:
-        controls: arms whose runs may be matched; none for all. Either way those that never saw the target.
+        controls: arms whose runs are matched; none for all runs that never saw the target.
     """
     arms = arms_of(runs)
     lines = []
     for one in prepared:
         seen = one.target.modalities
-        free = [run for run in runs if not run.taught & seen and (not controls or run.arm in controls)]
+        free = [run for run in runs if (run.arm in controls if controls else not run.taught & seen)]
         for members in arms.values():
-            if free and members[0].taught & seen:
+            if free and members[0].taught & seen and members[0].arm not in controls:
                 lines += difference_lines(members, match_controls(members, free), one, is_matched=True)
     for first, second in combinations(arms.values(), 2):
         for one in prepared:

@@ -73,7 +73,7 @@ def answers_of(
         device=device,
         sees_images=config.kind != "probe",
     )
-    names = tuple(run.task.widths)
+    names = run.task.outline.names
     numbers = range(len(names))[-1:] if last_block_only else range(len(names))
     logits: list[Tensor] = []
     means: dict[tuple[str, str], list[Tensor]] = {}
@@ -91,17 +91,17 @@ def answers_of(
 
 def image_span(run: TrainedRun) -> str:
     """The span that stands for the whole image: CLS where there is one, else all places."""
-    return CLS if CLS in run.task.spans else IMAGE
+    return CLS if CLS in run.task.outline.spans else IMAGE
 
 
-def modalities_taught(folder: Path) -> frozenset[str]:
-    """The modalities whose latents a run saw, or whatever it learned from.
+def latents_taught(folder: Path) -> frozenset[tuple[str, str]]:
+    """Modality and recipe hash of all latents that a run saw, or whatever it learned from.
 
     Raises:
         CheckpointError: if what it learned from is not at hand, and may have learned from others.
     """
     config, facts = read_config(folder), read_facts(folder)
-    seen = frozenset(facts.latents_sha256)
+    seen = frozenset((name, facts.recipes[name]) for name in facts.latents_sha256)
     if facts.teacher_kind not in (None, "student"):
         return seen  # a probe or teacher saw what stands in the facts and learned from nobody else
     if config.targets is not None and facts.teacher_kind == "student":
@@ -109,7 +109,7 @@ def modalities_taught(folder: Path) -> frozenset[str]:
             f"the run in `{folder}` learned from stored targets of a student: what that one learned from is unknown",
             hint="name a run that learned from a run folder, a probe or a teacher",
         )
-    return seen | modalities_taught(Path(config.teacher)) if config.teacher is not None else seen
+    return seen | latents_taught(Path(config.teacher)) if config.teacher is not None else seen
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 Dimensions: n images that probes are fitted on, N images measured.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +22,11 @@ from trainer.alignment import (
     measure_block,
     prepare_targets,
 )
-from trainer.alignment_arms import AlignmentLine, DifferenceLine, MeasuredRun, check_controls, differences, summarise
+from trainer.alignment_arms import AlignmentLine, DifferenceLine, MeasuredRun, differences, summarise
 from trainer.alignment_features import (
     answers_of,
     image_span,
-    modalities_taught,
+    latents_taught,
     other_draw,
     read_latents,
     scale_of,
@@ -35,7 +35,6 @@ from trainer.measure import check_fits
 from trainer.roles import check_is_labelled
 from trainer.run import load_run
 from trainer.run_folder import read_config
-from trainer.tasks import StudentTask
 from trainer.upbringing import TrainedRun
 
 FEWEST_IMAGES = 50
@@ -98,7 +97,7 @@ def measure_alignment(
     parts = Parts(labels_of(plan.store, fit_rows), labels_of(plan.store, rows))
     prepared = prepare_targets([*latent_targets(plan, fit_rows, rows), *answer_targets(plan)], parts)
     taught = what_was_taught(plan)
-    check_controls(taught, prepared, plan.controls)
+    check_controls(plan, prepared)
     bootstrap = ImageBootstrap(len(rows))
     members = [(arm, folder) for arm, folders in plan.arms.items() for folder in folders]
     runs: list[MeasuredRun] = []
@@ -106,7 +105,7 @@ def measure_alignment(
     for number, (arm, folder) in enumerate(members):
         run = load_run(folder)
         check_fits(run, plan.store, plan.store.place)
-        n_blocks = len(run.task.widths)
+        n_blocks = len(run.task.outline.names)
         n_total = n_done + n_blocks * (len(members) - number)
 
         def told(done: int, before: int = n_done, total: int = n_total, name: str = arm) -> None:
@@ -140,12 +139,12 @@ def measure_run(
         for splits in (plan.fit_splits, plan.splits)
     )
     found = []
-    for number, name in enumerate(run.task.widths):
+    for number, name in enumerate(run.task.outline.names):
         table = Table(fit.means[name, span], held.means[name, span])
         found.append(measure_block(table, prepared, parts, bootstrap, plan.n_shuffles))
         on_block(number + 1)
     accuracy = float((held.logits.argmax(dim=1) == parts.labels).float().mean())
-    return MeasuredRun(arm, str(run.folder), accuracy, taught, tuple(run.task.widths), tuple(found))
+    return MeasuredRun(arm, str(run.folder), accuracy, taught, run.task.outline.names, tuple(found))
 
 
 def what_was_taught(plan: AlignmentPlan) -> dict[str, frozenset[str]]:
@@ -157,7 +156,7 @@ def what_was_taught(plan: AlignmentPlan) -> dict[str, frozenset[str]]:
     """
     taught = {}
     for arm, folders in plan.arms.items():
-        of_runs = {folder: modalities_taught(folder) for folder in folders}
+        of_runs = {folder: names_of(latents_taught(folder)) for folder in folders}
         taught[arm] = of_runs[folders[0]]
         other = [folder for folder, seen in of_runs.items() if seen != taught[arm]]
         if other:
@@ -166,6 +165,30 @@ def what_was_taught(plan: AlignmentPlan) -> dict[str, frozenset[str]]:
                 hint="give each kind of run an arm of its own",
             )
     return taught
+
+
+def names_of(latents: Iterable[tuple[str, str]]) -> frozenset[str]:
+    """The modalities of latents that are named with their recipes."""
+    return frozenset(name for name, _ in latents)
+
+
+def check_controls(plan: AlignmentPlan, prepared: Sequence[PreparedTarget]) -> None:
+    """Passes named controls that never saw the latents of a target.
+
+    Latents of another recipe under the same name, such as shuffled ones, are no reason to refuse one.
+
+    Raises:
+        SpecError: naming the first that saw them.
+    """
+    recipes = {name: plan.store.recipe(name).hash for name in plan.store.modalities}
+    for arm in plan.controls:
+        seen = frozenset().union(*(latents_taught(folder) for folder in plan.arms[arm]))
+        for one in prepared:
+            if any((name, recipes.get(name)) in seen for name in one.target.modalities):
+                raise SpecError(
+                    f"arm `{arm}` is no control for `{one.target.name}`: it, or what it learned from, saw it",
+                    hint="name students of images alone with `--control`, or ask for fewer modalities",
+                )
 
 
 def check_plan(plan: AlignmentPlan) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -249,7 +272,7 @@ def answer_targets(plan: AlignmentPlan) -> list[Target]:
             answers_of(run, plan.store, plan.images, splits, last_block_only=True, device=plan.device)
             for splits in (plan.fit_splits, plan.splits)
         )
-        seen = modalities_taught(folder) if isinstance(run.task, StudentTask) else frozenset(run.facts.modalities)
+        seen = names_of(latents_taught(folder))
         targets.append(Target(f"{name}: logits", seen, Table(fit.logits, held.logits)))
         for (block, span), values in fit.means.items():
             targets.append(Target(f"{name}: {span}", seen, Table(values, held.means[block, span])))

@@ -109,7 +109,7 @@ def _coordinates(plan: AlignmentPlan, folder: Path) -> Mapping[str, tuple[RidgeF
         for splits in (plan.fit_splits, plan.splits)
     )
     found = {}
-    for name in run.task.widths:
+    for name in run.task.outline.names:
         ridge = RidgeFeatures.of(fit.means[name, span])
         found[name] = (ridge, ridge.coordinates(held.means[name, span]))
     return found

@@ -20,7 +20,6 @@ from trainer.alignment import (
 )
 from trainer.alignment_arms import (
     MeasuredRun,
-    check_controls,
     differences,
     draws_of,
     match_controls,
@@ -140,13 +139,6 @@ def test_a_matched_control_is_the_run_of_the_nearest_accuracy_that_never_saw_the
     assert set(named) == {"weak"}
 
 
-def test_an_arm_that_saw_the_latents_is_no_control(prepared):
-    taught = {"messy": frozenset(["depth"]), "kd": frozenset(["depth"]), "plain": frozenset(["audio"])}
-    check_controls(taught, prepared, ["plain"])
-    with pytest.raises(SpecError, match="arm `kd` is no control for `depth`"):
-        check_controls(taught, prepared, ["plain", "kd"])
-
-
 def test_each_run_has_a_control_of_its_own():
     def run(name, accuracy):
         return MeasuredRun("arm", name, accuracy, frozenset(), (), ())
@@ -259,6 +251,17 @@ def test_a_plan_that_says_nothing_is_refused(plan, world, change, error, message
         change = {"arms": {"probe": [world.folder / "runs" / "probe"]}}
     with pytest.raises(error, match=message):
         measure_alignment(dataclasses.replace(plan, **change))
+
+
+def test_an_arm_that_saw_the_latents_is_no_control_and_one_that_saw_others_of_that_name_is(world, plan):
+    with pytest.raises(SpecError, match="arm `kd` is no control for `depth`"):
+        measure_alignment(dataclasses.replace(plan, controls=("image-only", "kd")))
+    others = world.train("other-probe", "probe", model={"hidden": 8}, store=str(world.other))
+    pupil = world.train("other", "student", objective={"kd": {}}, teacher=str(others), store=str(world.other))
+    arms = {"kd": plan.arms["kd"][:1], "other": [pupil]}
+    change = {"arms": arms, "controls": ("other",), "targets": {}, "modalities": ("depth",)}
+    found = measure_alignment(dataclasses.replace(plan, **change))
+    assert {(line.arm, line.other) for line in found.differences if line.is_matched} == {("kd", "other")}
 
 
 def test_the_same_draw_again_is_no_noise_ceiling(plan):
