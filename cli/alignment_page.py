@@ -166,7 +166,7 @@ def sentences_of(plan: "AlignmentPlan", found: "Alignment") -> list[str]:
         knows = "knows" if line.is_beyond_null else "cannot be shown to know"
         sentence = (
             f"{line.arm} {knows} {line.target} beyond the class: R² {line.value:.2f} with class means removed,"
-            f" {as_number(line.null_low, 2)} to {as_number(line.null_high, 2)} with latents shuffled within class"
+            f" {as_number(line.null, 2)} with latents shuffled within class"
         )
         if matched is not None:
             than = {

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 FAR_OFF = 0.02
 """Gap of accuracy from which on a control is not called matched."""
 
+LOW_CEILING = 0.1
+"""Of R² within class, below which there is nothing to know."""
+
 
 def alignment(
     arms: Annotated[
@@ -168,6 +171,12 @@ def notes_of(plan: "AlignmentPlan", found: "Alignment") -> list[str]:
         if run.arm in plan.controls and seen:
             notes.append(f"the control {run.arm} learned from other latents that are called {', '.join(seen)} as well")
     notes = list(dict.fromkeys(notes))
+    for target, ceiling in within_class_ceilings(found).items():
+        if ceiling < LOW_CEILING:
+            notes.append(
+                f"within a class the image fixes next to nothing of {target}: two draws share {100 * ceiling:.0f} % of"
+                " their variance, so nobody could know more of it, and a number near 0 says nothing of a student"
+            )
     known = {one.target for one in found.lines if one.ceiling is not None}
     unknown = [name for name in plan.modalities if name not in known]
     if unknown:
@@ -176,6 +185,15 @@ def notes_of(plan: "AlignmentPlan", found: "Alignment") -> list[str]:
             " `--other-draw` names no other"
         )
     return notes
+
+
+def within_class_ceilings(found: "Alignment") -> dict[str, float]:
+    """Target → the largest R² of the whole latent with class means removed, where it is known."""
+    return {
+        one.target: one.ceiling
+        for one in found.lines
+        if one.ceiling is not None and (one.metric, one.class_means) == ("r2-flattened", "within-class")
+    }
 
 
 def as_csv(lines: Sequence[Any]) -> bytes:

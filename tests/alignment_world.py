@@ -9,6 +9,7 @@ from PIL import Image
 
 from dla_cache.build import build_cache
 from dla_cache.manifest import ManifestRow, write_manifest
+from dla_cache.sources import SeveralDraws
 from dla_cache.spec import CacheSpec, LatentFormat, LatentSpec, Modality, Recipe
 from trainer.config import resolve_run
 from trainer.run import train_run
@@ -55,7 +56,7 @@ class SeeingSource:
 
 
 def make_world(folder: Path) -> SimpleNamespace:
-    """Store, another draw of it, and `train(name, kind, **fields)`: the folder of a run of six steps."""
+    """Store, another draw, two draws in one, and `train(name, kind, **fields)`: the folder of a run of six steps."""
     (folder / "images").mkdir(parents=True)
     rows = []
     for split, n_images in SPLITS.items():
@@ -77,6 +78,15 @@ def make_world(folder: Path) -> SimpleNamespace:
         stores.append(folder / f"cache-{seed}.zarr")
         build_cache(manifest, CacheSpec(latents=entries, shard_size=32), stores[seed], open_source=SeeingSource)
 
+    draws = folder / "draws.zarr"
+    entry = LatentSpec(modality=Modality.DEPTH, source="seeing", draws=2)
+    build_cache(
+        manifest,
+        CacheSpec(latents=(entry,), shard_size=32),
+        draws,
+        open_source=lambda spec, device: SeveralDraws(SeeingSource(spec, device), spec.draws),
+    )
+
     def train(name, kind, **fields):
         value = {
             "kind": kind,
@@ -92,7 +102,7 @@ def make_world(folder: Path) -> SimpleNamespace:
         train_run(resolve_run(value, base=Path(), where=name))
         return folder / "runs" / name
 
-    return SimpleNamespace(folder=folder, store=stores[0], other=stores[1], train=train)
+    return SimpleNamespace(folder=folder, store=stores[0], other=stores[1], draws=draws, train=train)
 
 
 def make_arms(world: SimpleNamespace) -> dict[str, list[Path]]:

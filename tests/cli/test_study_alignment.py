@@ -76,6 +76,8 @@ def test_tables_page_and_pictures_are_written(ask, world, tmp_path, monkeypatch)
     with Image.open(tmp_path / "out" / "gallery-depth.png") as sheet:
         assert sheet.size[0] == 5 * 102 + 6  # image, true latent, two arms, null
     assert "no picture of audio is drawn" in ended.stderr
+    assert "within a class the image fixes next to nothing of audio" in ended.stderr
+    assert "next to nothing of depth" not in ended.stderr
     page = Page((tmp_path / "out" / "alignment.html").read_text(encoding="utf-8"))
     assert [place for place in page.loads if not place.startswith("data:")] == []
     words = " ".join(" ".join(page.words).split())

@@ -26,7 +26,9 @@ from trainer.alignment_arms import (
     same_depth,
     summarise,
 )
+from trainer.alignment_features import other_draw, read_latents, scale_of
 from trainer.alignment_metrics import of_mean
+from trainer.alignment_probes import noise_ceiling
 from trainer.alignment_study import AlignmentPlan, measure_alignment
 from trainer.gallery import choose_images, show_gallery
 
@@ -161,6 +163,18 @@ def test_gallery_images_are_of_as_many_classes_as_there_are():
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("alignment"))
+
+
+def test_of_several_draws_in_a_store_the_first_is_measured_and_the_second_is_the_ceiling(world):
+    one, two = open_store(world.store), open_store(world.draws)
+    rows = one.rows_of(["test"])
+    scale = scale_of(one, "depth", ["validation"])
+    first = read_latents(two, "depth", rows, scale)
+    torch.testing.assert_close(first.flattened, read_latents(one, "depth", rows, scale).flattened)
+    second = other_draw(two, None, "depth", rows, scale)
+    assert second.flattened.shape == (60, 8)
+    assert 0.5 < noise_ceiling(first.flattened, second.flattened) < 0.999
+    assert other_draw(one, None, "depth", rows, scale) is None
 
 
 @pytest.fixture(scope="module")

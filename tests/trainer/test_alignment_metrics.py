@@ -151,8 +151,9 @@ def spread_over_images(measure, n_images=80, repeats=60):
     [
         lambda x, y: cka(Grams.of(x), Grams.of(y)),
         lambda x, y: rsa(Ranks.of(x), Ranks.of(y)),
+        lambda x, y: rsa(Ranks.of(x, at_most=40), Ranks.of(y, at_most=40)),
     ],
-    ids=["cka", "rsa"],
+    ids=["cka", "rsa", "rsa of half the images"],
 )
 def test_influences_foretell_the_spread_over_other_images(measure):
     spread, foretold = spread_over_images(measure)
