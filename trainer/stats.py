@@ -78,9 +78,9 @@ def _tail(distance: float, standard_error: float, freedom: float) -> float:
 
 
 def crossed_mean(values: Values) -> MeanEstimate:
-    """The mean of a full grid whose axes were all drawn: one axis gives the plain t, two teachers × seeds.
+    """The mean of a full grid whose axes were all drawn: one axis gives the plain t, two teachers by seeds.
 
-    The mean of T × S values of teachers t and seeds s, μ + a_t + b_s + e_ts, has the variance
+    The mean of T by S values of teachers t and seeds s, μ + a_t + b_s + e_ts, has the variance
     (MS_T + MS_S - MS_E) / (T S) in its expected mean squares, and any number of crossed factors
     Σ_A ±MS_A / N over all sets A of factors, with + for odd ones and - for even ones. Such a sum may come out smaller
     than one that leaves a factor out as if it varied nothing, even below zero; so the largest of all these sums, of
