@@ -10,15 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from dla_cache.errors import StudyError, name_some
+from dla_cache.leaks import CONTROLS_OF_LABELS
 from trainer.stats import Values
 from trainer.study_spec import StudySpec
 from trainer.study_table import StudyRun, StudyTable
 
 LABEL_INFORMED = "label-informed"
 """An arm whose note has this word, or that learns from one that has, is marked wherever it is named."""
-
-LABEL_CONTROLS = frozenset({"label-embedding", "shuffled-within-class"})
-"""Kinds of control latents that are made with the labels at hand."""
 
 Cell = tuple[int | None, int]
 """Teacher seed and seed of a run."""
@@ -127,7 +125,7 @@ def is_label_informed(spec: StudySpec, name: str) -> bool:
     notes = [spec.arms[one].note or "" for one in spec.likeness(name)]
     return (
         any(LABEL_INFORMED in note for note in notes)
-        or (store is not None and spec.stores[store].control in LABEL_CONTROLS)
+        or (store is not None and spec.stores[store].control in CONTROLS_OF_LABELS)
         or (above is not None and is_label_informed(spec, above))
     )
 
