@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cli.page_charts import CHARACTER_WIDTH, WIDE, Axis, Layout, Style, Tick, padded, plain, shorten
+from trainer.verdict import signed
 
 ROW = 30.0
 LABELLED_ROW = 46.0
@@ -52,6 +53,11 @@ class ForestChart:
     margin: tuple[float, float]
     """Where the margin of equivalence begins and ends."""
 
+    @property
+    def mark_scale(self) -> float:
+        """Smaller where there is little room, or a mark hides its own interval."""
+        return 1.0 if self.layout is WIDE else 0.6
+
 
 def forest_chart(differences: Sequence[Difference], margin: float, layout: Layout) -> ForestChart:
     """A row a comparison: the difference, its t interval and the bootstrap's, over the band of equivalence."""
@@ -72,9 +78,7 @@ def forest_chart(differences: Sequence[Difference], margin: float, layout: Layou
         ends = [axis.place(value if math.isfinite(value) else one.value) for value in (one.low, one.high)]
         drawn = (axis.place(one.bootstrap[0]), axis.place(one.bootstrap[1]))
         label_y = y + 4.5 if is_wide else y - 14
-        rows.append(
-            ForestRow(label, f"{one.value:+.1f}", Style(number), label_y, y, axis.place(one.value), *ends, drawn)
-        )
+        rows.append(ForestRow(label, signed(one.value), Style(number), label_y, y, axis.place(one.value), *ends, drawn))
     total = top + height * len(rows) + 30
     ticks = axis.ticks(int((axis.end - axis.start) // 44), plain)
     return ForestChart(

@@ -63,12 +63,14 @@ def notes_of(results: StudyResults, audit: LeakAudit | None) -> tuple[tuple[str,
     if informed:
         told = "The latents behind these saw labels, so what they teach is not what a generator knows"
         notes.append((f"{LABEL_INFORMED.capitalize()}.", f"{told}: {', '.join(informed)}."))
-    for arm in results.arms:
-        for term, n_runs in arm.inert.items():
-            share = 100 * arm.gradient_shares.get(term, 0.0)
-            of = "" if n_runs == len(arm.runs) else f" ({n_runs} of {len(arm.runs)} runs)"
-            told = f"{arm.label}: {term} gives {share:.2g} % of the gradient: nearly inert as set{of}."
-            notes.append(("Inert term.", told))
+    for term in dict.fromkeys(term for arm in results.arms for term in arm.inert):
+        told = [
+            f"{share_in_words(arm.gradient_shares.get(term, 0.0))} of the gradient in {arm.label}"
+            + ("" if arm.inert[term] == len(arm.runs) else f" ({arm.inert[term]} of {len(arm.runs)} runs)")
+            for arm in results.arms
+            if term in arm.inert
+        ]
+        notes.append(("Inert term.", f"{term} gives {', '.join(told)}: nearly inert as set."))
     for tuned in results.tuning:
         if tuned.at_edge:
             told = f"{tuned.name}: the best {' and '.join(tuned.at_edge)} lies at the edge of what was tried."
@@ -81,6 +83,11 @@ def notes_of(results: StudyResults, audit: LeakAudit | None) -> tuple[tuple[str,
     if audit is not None:
         notes += audit_notes(audit)
     return tuple(dict.fromkeys(notes))
+
+
+def share_in_words(share: float) -> str:
+    """A share in percent, with as many digits as a small one needs."""
+    return f"{100 * share:.1f} %" if share >= 0.01 else f"{100 * share:.2g} %"
 
 
 def audit_notes(audit: LeakAudit) -> list[tuple[str, str]]:

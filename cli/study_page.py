@@ -21,7 +21,7 @@ from cli.study_charts import (
     run_chart,
     share_chart,
 )
-from cli.study_notes import Control, controls_of, notes_of
+from cli.study_notes import Control, controls_of, notes_of, share_in_words
 from cli.study_tables import tables_csv
 from dla_cache.durable import make_folder, write_durably, writing_to
 from trainer.leak_audit import LeakAudit, read_audit
@@ -132,7 +132,8 @@ def write_study_page(folder: Path, out: Path, *, partial: bool = False) -> Study
 def lay_out(results: StudyResults, audit: LeakAudit | None) -> StudyPage:
     """Everything of the page in its place."""
     spec = results.table.spec
-    styles = {name: Style(number) for number, name in enumerate(spec.arms)}
+    in_turn = sorted(spec.arms, key=lambda name: spec.arms[name].role == "teacher")  # rows of one chart, then others
+    styles = {name: Style(number) for number, name in enumerate(in_turn)}
     rows = [arm for arm in results.arms if not arm.is_teacher]
     shared = [arm for arm in results.arms if len(arm.gradient_shares) > 1]
     terms = [*dict.fromkeys(term for arm in shared for term in arm.gradient_shares)]
@@ -212,14 +213,11 @@ def render(page: StudyPage) -> str:
     environment.filters |= {
         "percent": lambda value: f"{value:.1f}",
         "share": share_in_words,
+        "whole_percent": lambda fraction: f"{100 * fraction:g}",
+        "whole_p": lambda text: text.replace("p < ", "p\u00a0<\u00a0").replace("p = ", "p\u00a0=\u00a0"),
         "count": lambda number: f"{number:,.0f}",
         "duration": as_duration,
         "signed": lambda value: signed(value) if math.isfinite(value) else "unknown",
-        "p": lambda value: "not planned" if value is None else p_in_words(value).removeprefix("p ").removeprefix("= "),
+        "p": lambda value: p_in_words(value).removeprefix("p ").removeprefix("= "),
     }
     return environment.get_template("study.html.j2").render(page=page, roles=ROLE_WORDS)
-
-
-def share_in_words(share: float) -> str:
-    """A share in percent, with as many digits as a small one needs."""
-    return f"{100 * share:.1f} %" if share >= 0.01 else f"{100 * share:.2g} %"

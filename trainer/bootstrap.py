@@ -20,9 +20,11 @@ def bootstrap_means(
     """Percentile intervals of the means of arrays [T, S, I], each axis drawn again with replacement.
 
     The axes are crossed: one draw of images serves every run and every array, so that what is paired stays paired, and
-    one draw of teachers serves all seeds. The generator's seed is fixed: the same arrays give the same intervals. Of n
-    teachers or seeds a bootstrap knows n - 1 of n parts of their variance, so with three teachers it is too narrow
-    where these differ much; the t interval is not.
+    one draw of teachers serves all seeds. The generator's seed is fixed: the same arrays give the same intervals.
+
+    It is a cross-check, not exact: what teachers, seeds and images do to each other is counted two or three times,
+    which makes it wide; of n teachers it knows n - 1 of n parts of their variance, which makes it narrow where three
+    teachers differ much. `bench/study_statistics.py` prints its coverage.
 
     Args:
         arrays: each [T, S, I] with an I of its own or shared; [T, S, 1] for scores of which nothing is known by image.

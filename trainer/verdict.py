@@ -69,7 +69,7 @@ def verdict(evidence: Evidence) -> str:
         )
     if one.is_equivalent:
         return (
-            f"{one.first} and {one.second} are equivalent within {points(one.margin)}{condition}: their difference is"
+            f"{one.first} and {one.second} are equivalent within {one.margin:g} point{'s' * (one.margin != 1)}{condition}: their difference is"
             f" {signed(one.difference)} ({interval}, equivalence {p_in_words(one.equivalence_p)}).{_of_teachers(one)}"
         )
     return (
