@@ -75,10 +75,12 @@ def forest_chart(differences: Sequence[Difference], margin: float, layout: Layou
     for number, (label, one) in enumerate(zip(labels, differences, strict=True)):
         bottom = top + height * (number + 1)
         y = bottom - height / 2 if is_wide else bottom - 16
-        ends = [axis.place(value if math.isfinite(value) else one.value) for value in (one.low, one.high)]
+        low_x, high_x = (axis.place(value if math.isfinite(value) else one.value) for value in (one.low, one.high))
         drawn = (axis.place(one.bootstrap[0]), axis.place(one.bootstrap[1]))
         label_y = y + 4.5 if is_wide else y - 14
-        rows.append(ForestRow(label, signed(one.value), Style(number), label_y, y, axis.place(one.value), *ends, drawn))
+        rows.append(
+            ForestRow(label, signed(one.value), Style(number), label_y, y, axis.place(one.value), low_x, high_x, drawn)
+        )
     total = top + height * len(rows) + 30
     ticks = axis.ticks(int((axis.end - axis.start) // 44), plain)
     return ForestChart(
@@ -140,9 +142,9 @@ def run_chart(arms: Sequence[ArmDots], layout: Layout) -> RunChart:
             for lane, scores in enumerate(arm.by_teacher)
             for score in scores
         )
-        places = [axis.place(value if math.isfinite(value) else arm.mean) for value in (arm.mean, arm.low, arm.high)]
+        low_x, high_x = (axis.place(value if math.isfinite(value) else arm.mean) for value in (arm.low, arm.high))
         label_y = y + 4.5 if is_wide else y - 14
-        rows.append(RunRow(label, f"{arm.mean:.1f}", arm.style, label_y, y, *places, runs))
+        rows.append(RunRow(label, f"{arm.mean:.1f}", arm.style, label_y, y, axis.place(arm.mean), low_x, high_x, runs))
     total = top + height * len(rows) + 26
     return RunChart(layout, total, axis, axis.ticks(int((axis.end - axis.start) // 36), plain), tuple(rows))
 

@@ -64,13 +64,13 @@ def notes_of(results: StudyResults, audit: LeakAudit | None) -> tuple[tuple[str,
         told = "The latents behind these saw labels, so what they teach is not what a generator knows"
         notes.append((f"{LABEL_INFORMED.capitalize()}.", f"{told}: {', '.join(informed)}."))
     for term in dict.fromkeys(term for arm in results.arms for term in arm.inert):
-        told = [
+        shares = [
             f"{share_in_words(arm.gradient_shares.get(term, 0.0))} of the gradient in {arm.label}"
             + ("" if arm.inert[term] == len(arm.runs) else f" ({arm.inert[term]} of {len(arm.runs)} runs)")
             for arm in results.arms
             if term in arm.inert
         ]
-        notes.append(("Inert term.", f"{term} gives {', '.join(told)}: nearly inert as set."))
+        notes.append(("Inert term.", f"{term} gives {', '.join(shares)}: nearly inert as set."))
     for tuned in results.tuning:
         if tuned.at_edge:
             told = f"{tuned.name}: the best {' and '.join(tuned.at_edge)} lies at the edge of what was tried."

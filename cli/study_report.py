@@ -13,7 +13,7 @@ from dla_cache.errors import StudyError, name_some
 def report_command(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER", help="Folder of the study, or one that holds its three plain files alone."),
+        typer.Argument(metavar="FOLDER", help="What `dla study run` wrote, or a folder with its three plain files."),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for report.html and tables.csv; the study's own if absent.")
@@ -26,7 +26,9 @@ def report_command(
     """Write what a study found to one page, from spec.yaml, runs.csv and images.csv alone: verdicts, intervals, paired
     differences, tuning, cost."""
     from cli.study_page import PAGE_NAME, TABLES_NAME, write_study_page
+    from trainer.study_table import folder_of_study
 
+    folder = folder_of_study(folder)
     place = folder if out is None else out
     page = write_study_page(folder, place, partial=partial)
     if as_json:

@@ -196,7 +196,7 @@ def perceptual_hash(pixels: Pixels) -> np.uint64:
     grey = np.asarray(image.convert("L").resize((HASH_SIDE, HASH_SIDE), Image.Resampling.LANCZOS), np.float64)
     low = dctn(grey, norm="ortho")[:HASH_KEPT, :HASH_KEPT].ravel()
     bits = low > np.median(low[1:])
-    return np.packbits(bits).view(">u8")[0].astype(np.uint64)
+    return np.uint64(int.from_bytes(np.packbits(bits).tobytes(), "big"))
 
 
 def read_audit(folder: Path) -> LeakAudit | None:

@@ -84,9 +84,11 @@ def crossed_mean(values: Values) -> MeanEstimate:
     (MS_T + MS_S - MS_E) / (T S) in its expected mean squares, and any number of crossed factors
     Σ_A ±MS_A / N over all sets A of factors, with + for odd ones and - for even ones. Such a sum may come out smaller
     than one that leaves a factor out as if it varied nothing, even below zero; so the largest of all these sums, of
-    every choice of factors and of the residual alone, is taken. Its degrees of freedom are v² / Σ (MS_A² / f_A).
-    With few teachers that differ much, 3 for example, an interval of 95 % covers 92 to 94 %: see
-    `bench/study_statistics.py`.
+    every choice of factors and of the residual alone, is taken. Its degrees of freedom are v² / Σ (MS_A² / f_A). Where
+    the largest main effect by itself gives the wider interval, that is taken: three teachers that differ much have two
+    degrees of freedom, and Satterthwaite's rule finds more. In `bench/study_statistics.py` intervals of 95 % cover 94
+    to 97 %, and three true nulls have a word too many in 5 % of studies; in 9 % where three teachers differ more than
+    seeds do.
 
     Args:
         values: of any shape; axes of length 1 are no factors: nothing is known of what they would vary.
@@ -112,8 +114,16 @@ def crossed_mean(values: Values) -> MeanEstimate:
     if variance <= grid.size * (ROUNDING * float(np.abs(values).max())) ** 2:
         return MeanEstimate(mean, 0.0, float(grid.size - 1))
     terms = candidates[sums.index(variance)]
-    freedom = variance**2 / math.fsum(square**2 / freedom for square, freedom, _ in terms)
-    return MeanEstimate(mean, math.sqrt(variance / grid.size), max(1.0, freedom))
+    freedom = max(1.0, variance**2 / math.fsum(square**2 / freedom for square, freedom, _ in terms))
+    largest, its_freedom = max(squares[(factor,)] for factor in factors)
+    if _half_width(largest, its_freedom) > _half_width(variance, freedom):
+        variance, freedom = largest, float(its_freedom)
+    return MeanEstimate(mean, math.sqrt(variance / grid.size), freedom)
+
+
+def _half_width(variance: float, freedom: float) -> float:
+    """Of a 95 % interval, up to a factor."""
+    return float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
 
 
 def mean_squares(grid: Values) -> dict[tuple[int, ...], tuple[float, int]]:

@@ -30,7 +30,7 @@ WRITE_AGAIN = "these files are written by `dla study run`; restore them, or run 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class StudyRun(StrictModel):
@@ -51,13 +51,13 @@ class StudyRun(StrictModel):
     """None for a run of tuning, which never reads the test split."""
     metric: Metric
     steps: Count
-    train_seconds: Seconds
-    images_per_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    upstream_seconds: Seconds | None
+    train_seconds: Positive
+    images_per_s: Positive
+    upstream_seconds: Positive | None
     """Of all that this run learns from, each counted once; None if unknown."""
     parameters: Count
-    gradient_shares: Json[dict[str, Fraction]]
-    """Term → its mean share of the summed gradient norms."""
+    gradient_shares: Json[dict[str, Positive]]
+    """Term → its mean share of the summed gradient norms, a fraction."""
     inert: Json[tuple[str, ...]]
     """Terms that the guard calls nearly inert."""
     test_hits: Annotated[str, Field(pattern="^([0-9a-f]{2})*$")] | None
@@ -117,9 +117,10 @@ class TestImages:
         if self.groups is None:
             return hits
         n_groups = int(self.groups.max()) + 1
-        sums = np.zeros((*hits.shape[:-1], n_groups))
-        np.add.at(sums, (..., self.groups), hits)
-        return sums * (n_groups / len(self.image_ids))
+        flat = hits.reshape(-1, hits.shape[-1])
+        sums = [np.bincount(self.groups, weights=row, minlength=n_groups) for row in flat]
+        scale = n_groups / len(self.image_ids)
+        return np.array(sums, np.float64).reshape(*hits.shape[:-1], n_groups) * scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,12 +196,24 @@ def read_study(folder: Path) -> StudyTable:
         StudyError: if another file is missing, damaged, or contradicts the others.
     """
     spec_path = folder / SPEC_NAME
+    runs_path, images_path = folder / RUNS_NAME, folder / IMAGES_NAME
     spec = read_yaml(spec_path, StudySpec)
     spec_yaml = spec_path.read_text(encoding="utf-8")
-    images = read_test_images(folder / IMAGES_NAME)
-    runs = read_runs(folder / RUNS_NAME)
-    check_runs(runs, spec, len(images.image_ids), folder / RUNS_NAME)
+    runs = read_runs(runs_path)
+    if not any(run.stage == "final" for run in runs):
+        raise StudyError(
+            f"`{runs_path}` has no final run, so nothing was tested yet",
+            hint="go on with `dla study run`; `dla study status` says how far it is",
+        )
+    images = read_test_images(images_path)
+    check_runs(runs, spec, len(images.image_ids), runs_path)
     return StudyTable(spec, spec_yaml, runs, images)
+
+
+def folder_of_study(place: Path) -> Path:
+    """The folder of the three files: the place itself, or `study` in what `dla study run` wrote."""
+    inner = place / "study"
+    return inner if not (place / SPEC_NAME).exists() and (inner / SPEC_NAME).exists() else place
 
 
 def read_lines(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -278,8 +291,6 @@ def check_runs(runs: Sequence[StudyRun], spec: StudySpec, n_images: int, path: P
     def refuse(what: str, faulty: Sequence[StudyRun], hint: str) -> NoReturn:
         raise StudyError(f"`{path}` {what}: {name_some([run.in_words for run in faulty])}", hint=hint)
 
-    if not any(run.stage == "final" for run in runs):
-        raise StudyError(f"`{path}` has no final run", hint="go on with `dla study run`, which ends with them")
     strangers = [run for run in runs if run.arm not in spec.arms]
     if strangers:
         refuse("has runs of arms that the spec has not", strangers, f"the arms are {name_some([*spec.arms], 20)}")

@@ -68,8 +68,9 @@ def verdict(evidence: Evidence) -> str:
             f"{_of_teachers(one)}"
         )
     if one.is_equivalent:
+        margin = f"{one.margin:g} point{'s' * (one.margin != 1)}"
         return (
-            f"{one.first} and {one.second} are equivalent within {one.margin:g} point{'s' * (one.margin != 1)}{condition}: their difference is"
+            f"{one.first} and {one.second} are equivalent within {margin}{condition}: their difference is"
             f" {signed(one.difference)} ({interval}, equivalence {p_in_words(one.equivalence_p)}).{_of_teachers(one)}"
         )
     return (

@@ -4,6 +4,9 @@ import csv
 import json
 
 import numpy as np
+import yaml
+
+from trainer.study_spec import StudySpec
 
 SPEC = """\
 name: made
@@ -21,18 +24,17 @@ comparisons: [[messy, kd], [kd, image-only]]
 """
 
 
-def write_study(folder, table, *, truth, n_images=800, seed=0, spread=None, drop=()):
+def write_study(folder, spec_yaml=SPEC, *, truth, n_images=800, seed=0, spread=None, drop=()):
     """The three files of a study whose arms have these true scores.
 
     Args:
-        table: a callable that reads a spec, `read_yaml` of the caller: tests hand in StudySpec.
         truth: arm → true score, as a probability of getting an image right.
         spread: standard deviations, in points: `teacher`, `seed` of an arm's own, `both` of teacher x seed.
         drop: (arm, teacher_seed, seed) that are not there.
     """
     spread = {"teacher": 0.5, "seed": 1.0, "both": 0.3} | (spread or {})
     rng = np.random.default_rng(seed)
-    spec = table
+    spec = StudySpec.model_validate(yaml.safe_load(spec_yaml))
     difficulty = rng.normal(size=n_images)
     lines, trial_lines = [], []
     for arm, true in truth.items():
@@ -59,6 +61,7 @@ def write_study(folder, table, *, truth, n_images=800, seed=0, spread=None, drop
                 for one in spec.tuning.all_seeds:
                     trial_lines.append(line(arm, "tuning", None, one, tried, 1.0, trial=trial, validation=score))
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spec.yaml").write_text(spec_yaml)
     write_lines(folder / "runs.csv", trial_lines + lines)
     images = [{"image_id": f"test-{number}", "label": number % 10, "group": ""} for number in range(n_images)]
     write_lines(folder / "images.csv", images)
