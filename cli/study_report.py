@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli.render import print_table
+from cli.render import counted, print_table
 from dla_cache.errors import StudyError, name_some
 
 
@@ -54,6 +54,7 @@ def report_command(
     missing = page.results.missing
     if missing and not partial:
         raise StudyError(
-            f"{len(missing)} runs that the spec asks for are missing: {name_some(missing)}",
+            f"{counted(len(missing), 'run')} that the spec asks for {'is' if len(missing) == 1 else 'are'} missing:"
+            f" {name_some(missing)}",
             hint=f"`{place / PAGE_NAME}` says so; go on with `dla study run`, or add `--partial`",
         )
