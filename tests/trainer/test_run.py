@@ -138,8 +138,8 @@ def test_the_stock_image_processor_scales_pixels_as_the_student_was_trained(tiny
 def test_the_student_folder_holds_no_head_that_is_thrown_away(trained):
     whole = load_checkpoint(trained / "messy" / "best.safetensors")[0]
     student = AutoModelForImageClassification.from_pretrained(trained / "messy" / "student")
-    assert {name for name in whole if name.startswith("heads.")}
-    assert {f"student.{name}" for name in student.state_dict()} == {n for n in whole if not n.startswith("heads.")}
+    assert {name for name in whole if name.startswith("objectives.terms.messy.heads.")}
+    assert {f"student.{name}" for name in student.state_dict()} == {n for n in whole if not n.startswith("objectives.")}
 
 
 def test_on_unlabelled_images_a_student_distils_and_has_no_cross_entropy(tiny, trained):
@@ -550,3 +550,12 @@ def test_a_student_is_measured_without_latents(tiny, trained, tmp_path):
     assert train_run(tiny.run("student", tmp_path / "student", **fields)).test_images == 4
     with pytest.raises(StoreError):
         train_run(tiny.run("probe", tmp_path / "probe", store=str(folder)))
+
+
+def test_a_result_names_the_share_of_each_term_and_those_that_do_nearly_nothing(tiny, trained, tmp_path):
+    objective = {"ce": {}, "kd": {"weight": 1e-9}}
+    result = train_run(tiny.run("student", tmp_path / "run", teacher=trained / "probe", objective=objective))
+    assert result.inert == ("kd",)
+    assert 0 < result.gradient_shares["kd"] < 1e-6
+    assert sum(result.gradient_shares.values()) == pytest.approx(1)
+    assert read_result(trained / "kd-teacher").inert == ()
