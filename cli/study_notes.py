@@ -64,13 +64,13 @@ def notes_of(results: StudyResults, audit: LeakAudit | None) -> tuple[tuple[str,
         told = "The latents behind these saw labels, so what they teach is not what a generator knows"
         notes.append((f"{LABEL_INFORMED.capitalize()}.", f"{told}: {', '.join(informed)}."))
     for term in dict.fromkeys(term for arm in results.arms for term in arm.inert):
-        shares = [
-            f"{share_in_words(arm.gradient_shares.get(term, 0.0))} of the gradient in {arm.label}"
-            + ("" if arm.inert[term] == len(arm.runs) else f" ({arm.inert[term]} of {len(arm.runs)} runs)")
-            for arm in results.arms
-            if term in arm.inert
-        ]
-        notes.append(("Inert term.", f"{term} gives {', '.join(shares)}: nearly inert as set."))
+        arms_of: dict[str, list[str]] = {}
+        for arm in (arm for arm in results.arms if term in arm.inert):
+            some = "" if arm.inert[term] == len(arm.runs) else f" ({arm.inert[term]} of {len(arm.runs)} runs)"
+            share = share_in_words(arm.gradient_shares.get(term, 0.0))
+            arms_of.setdefault(share, []).append(f"{arm.label}{some}")
+        shares = [f"{share} of the gradient in {', '.join(dict.fromkeys(arms))}" for share, arms in arms_of.items()]
+        notes.append(("Inert term.", f"{term} gives {'; '.join(shares)}: nearly inert as set."))
     for tuned in results.tuning:
         if tuned.at_edge:
             told = f"{tuned.name}: the best {' and '.join(tuned.at_edge)} lies at the edge of what was tried."
@@ -99,5 +99,7 @@ def audit_notes(audit: LeakAudit) -> list[tuple[str, str]]:
         notes.append(("Leak.", "The test split is among those whose latents' statistics a model may know."))
     if audit.test_in_selection:
         notes.append(("Leak.", "The test split is among those that steps and settings were chosen on."))
-    notes += [(f"About {one.source}.", f"{one.told.capitalize()}.") for one in audit.modalities if one.saw_labels]
+    notes += [
+        (f"About {one.source}.", f"{one.told[:1].upper()}{one.told[1:]}.") for one in audit.modalities if one.saw_labels
+    ]
     return notes

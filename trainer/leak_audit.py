@@ -3,7 +3,7 @@
 Dimensions: N images.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +100,7 @@ def leak_audit(
     *,
     image_root: Path | None = None,
     more_stores: Mapping[str, LatentStore] | None = None,
+    modalities: Collection[str] | None = None,
 ) -> LeakAudit:
     """Looks for test images among those that runs learn from, and for labels in the making of latents.
 
@@ -107,6 +108,7 @@ def leak_audit(
         roles: those of all runs; a split that plays two parts in different runs counts for both.
         image_root: folder that the images' URIs start from; None takes them out of the store.
         more_stores: other stores of the same images by name, whose latents are looked at alone.
+        modalities: those that some run reads; None for all of the stores.
 
     Raises:
         ImageError: if an image is missing or has changed.
@@ -136,6 +138,7 @@ def leak_audit(
             )
             for name, opened in stores.items()
             for one in trace_labels(opened)
+            if modalities is None or one.modality in modalities
         ),
         test_in_statistics=not learned_from.isdisjoint(splits["test"]),
         test_in_selection=not set(splits["validation"]).isdisjoint(splits["test"]),

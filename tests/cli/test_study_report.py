@@ -109,7 +109,7 @@ def test_controls_stand_beside_the_arm_whose_settings_they_have(shown):
 
 def test_the_audit_is_shown_where_it_is_there(shown, folder, tmp_path):
     page, _, _ = shown
-    assert "1 of 1,600, in 1 pairs of hashes" in page.text
+    assert "1 of 1,600, in 1 pair of hashes" in page.text
     assert "It saw labels." in page.text
     for name in ("spec.yaml", "runs.csv", "images.csv"):
         shutil.copy(folder / name, tmp_path)
