@@ -69,6 +69,18 @@ def test_runs_of_other_seeds_are_no_paired_comparison(tmp_path):
         results_of(tmp_path, drop={("kd", 1, 3)})
 
 
+def test_arms_with_other_shares_of_the_labels_are_no_paired_comparison(tmp_path):
+    folder = write_study(tmp_path, SPEC, truth=TRUTH, n_images=80)
+    with (folder / "runs.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    for line in lines:
+        line["label_fraction"] = 0.1 if line["arm"] == "kd" else 1.0
+    write_lines(folder / "runs.csv", lines)
+    with pytest.raises(StudyError, match=r"not a paired comparison: shares of the labels are 1 and 0\.1"):
+        analyse(read_study(folder))
+    assert analyse(read_study(folder), partial=True).comparisons == ()
+
+
 def test_a_partial_report_compares_the_runs_that_both_have(tmp_path):
     results = results_of(tmp_path, drop={("kd", 1, 3), ("image-only", None, 9)}, partial=True)
     assert results.comparisons[0].seeds == (0, 1, 2, 4, 5, 6, 7, 8, 9)
