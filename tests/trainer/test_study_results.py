@@ -136,6 +136,15 @@ def test_tuning_says_what_was_tried_and_whether_the_best_is_inside(tmp_path):
     assert (tuned.chosen, tuned.at_edge, tuned.is_best) == ({"objective.kd.temperature": 2}, (), True)
 
 
+def test_a_teacher_that_was_trained_for_tuning_alone_was_not_tuned(tmp_path):
+    folder = write_study(tmp_path, SPEC, truth=TRUTH, n_images=80)
+    with (folder / "runs.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    taught = {"arm": "teacher", "stage": "tuning", "trial": 0, "seed": 1000, "settings": "{}"}
+    write_lines(folder / "runs.csv", [lines[0] | taught, *lines])
+    assert [tuned.name for tuned in analyse(read_study(folder)).tuning] == ["kd", "messy"]
+
+
 def test_final_runs_with_other_settings_than_the_best_trial_are_noticed(tmp_path):
     folder = write_study(tmp_path, SPEC, truth=TRUTH, n_images=80)
     with (folder / "runs.csv").open(newline="") as file:
