@@ -19,6 +19,7 @@ FACTS = {
     "class_names": ("a", "b"),
     "class_counts": (1, 1),
     "n_labelled": 2,
+    "n_images": 2,
     "recipes": {"depth": ""},
     "formats": {"depth": DEPTH},
     "modalities": ("depth",),
