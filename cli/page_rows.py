@@ -96,7 +96,7 @@ def learns_by(run: FinishedRun, labels: Mapping[Path, str]) -> str:
     config = run.config
     if config.self_training is not None:
         return "by self-training"
-    taught_by = config.models_at_hand if config.targets is None else (config.targets,)
+    taught_by = (config.targets,) if config.targets is not None else tuple(config.models_at_hand.values())
     if not taught_by or config.objective is None:
         return ""
     places = [Path(place).resolve() for place in taught_by]

@@ -249,7 +249,7 @@ def run_identity(folder: Path, learners: tuple[Path, ...]) -> object:
     # Neither the teacher's weights, which its seed decides, nor latents of the store that the run had no use for.
     data = facts.model_dump(exclude={"teacher_sha256", "teachers_sha256", "recipes"})
     teachers: list[object] = []
-    for place in (Path(model).resolve() for model in config.models_at_hand):
+    for place in (Path(model).resolve() for model in config.models_at_hand.values()):
         is_there = (place / "config.yaml").exists()
         teachers.append(run_identity(place, (*learners, folder)) if is_there else place)
     return settings, data, teachers

@@ -213,9 +213,9 @@ class RunConfig(StrictModel):
         return fields
 
     @property
-    def models_at_hand(self) -> tuple[str, ...]:
-        """Run folders of the models that it learns from."""
-        return (self.teacher,) if self.teacher is not None else tuple((self.teachers or {}).values())
+    def models_at_hand(self) -> dict[str, str]:
+        """Run folders of the models that it learns from, by their names; `teacher` of the only one."""
+        return {"teacher": self.teacher} if self.teacher is not None else self.teachers or {}
 
     @property
     def training_splits(self) -> tuple[str, ...]:

@@ -66,7 +66,11 @@ def refuse_mixing(config: "RunConfig", *, reference_sees_latents: bool, has_stor
     elif has_stored_targets:
         reason = "targets are stored for single images, and no sum of two is what the teacher says of both mixed"
     elif reference_sees_latents:
-        whose = "the teacher" if config.kind == "teacher" else f"the model in `{'` or `'.join(config.models_at_hand)}`"
+        whose = (
+            "the teacher"
+            if config.kind == "teacher"
+            else f"the model in `{'` or `'.join(config.models_at_hand.values())}`"
+        )
         reason = f"{whose} reads latents, and there are none of two images mixed"
     if reason is not None:
         raise SpecError(

@@ -177,6 +177,13 @@ class Teachers:
         return TeachersOfBatch(self.models, batch)
 
 
+def live_models(reference: Reference | None) -> Teachers | None:
+    """The models at hand that a reference is, by name: `teacher`, if it is one alone; none of stored targets."""
+    if isinstance(reference, FrozenClassifier):
+        return Teachers({"teacher": reference})
+    return reference if isinstance(reference, Teachers) else None
+
+
 @dataclass(frozen=True, slots=True)
 class TeachersOfBatch:
     """See `LiveModels`."""

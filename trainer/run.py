@@ -28,7 +28,7 @@ from trainer.objectives.cross_entropy import balance_of
 from trainer.probe import LatentProbe, ProbeConfig
 from trainer.processes import Processes, open_processes
 from trainer.progress import Progress
-from trainer.reference import Reference, Teachers
+from trainer.reference import Reference
 from trainer.roles import check_roles
 from trainer.run_folder import (
     DataFacts,
@@ -49,15 +49,7 @@ from trainer.student import StudentConfig, build_student, export_student
 from trainer.tasks import ClassifierTask, ProbeTask, StudentTask, TeacherTask
 from trainer.teacher import Teacher, TeacherConfig
 from trainer.tracking import Trackers, check_trackers
-from trainer.upbringing import (
-    TrainedRun,
-    Upbringing,
-    check_same_pixels,
-    data_facts,
-    taught_by,
-    taught_by_several,
-    taught_by_targets,
-)
+from trainer.upbringing import TrainedRun, Upbringing, check_same_pixels, data_facts, taught_by, taught_by_targets
 from trainer.watch import mean_shares, nearly_inert
 
 EVALUATION_BATCH_SIZE = 256
@@ -269,8 +261,7 @@ def initial_task(
 ) -> ProbeTask | TeacherTask | StudentTask:
     """The task of a run at its first step: initialised from the run's seed, pretrained parts loaded, on its device."""
     torch.manual_seed(config.seed)
-    n_steps = resolve_loop(config, store).steps
-    task = build_task(config, facts, upbringing.reference, teachers=upbringing.teachers, n_steps=n_steps)
+    task = build_task(config, facts, upbringing.reference, resolve_loop(config, store).steps)
     if isinstance(task, TeacherTask):
         task.module.load_backbone()
     elif isinstance(task, StudentTask):
@@ -287,11 +278,9 @@ def open_upbringing(config: RunConfig, store: LatentStore) -> Upbringing:
         CheckpointError, StoreError: if the teacher or its targets are not there.
         SpecError: see `taught_by_targets`.
     """
-    if config.teacher is not None:
-        return taught_by(load_run(Path(config.teacher)), config, store)
-    if config.teachers is not None:
-        runs = {name: load_run(Path(place)) for name, place in config.teachers.items()}
-        return taught_by_several(runs, config, store)
+    runs = {name: load_run(Path(place)) for name, place in config.models_at_hand.items()}
+    if runs:
+        return taught_by(runs, config, store)
     if config.targets is not None:
         return taught_by_targets(config, Path(config.targets))
     return Upbringing(config)
@@ -327,12 +316,7 @@ def load_best(folder: Path, task: ClassifierTask) -> None:
 
 
 def build_task(
-    config: RunConfig,
-    facts: DataFacts,
-    reference: Reference | None,
-    *,
-    teachers: Teachers | None = None,
-    n_steps: int = 0,
+    config: RunConfig, facts: DataFacts, reference: Reference | None, n_steps: int = 0
 ) -> ProbeTask | TeacherTask | StudentTask:
     """The freshly initialised task of a run; a student without the `reference` that it learned from comes without its
     objectives, to be used."""
@@ -349,16 +333,8 @@ def build_task(
         student = build_student(model)
     assert config.objective is not None
     is_alone = reference is None and bool(config.objective.needs & {Need.REFERENCE, Need.TEACHERS})
-    return StudentTask(
-        student,
-        None if is_alone else config.objective,
-        reference,
-        balance,
-        formats=facts.formats,
-        n_images=facts.n_images,
-        teachers=teachers,
-        n_steps=n_steps,
-    )
+    objective, formats, n_images = None if is_alone else config.objective, facts.formats, facts.n_images
+    return StudentTask(student, objective, reference, balance, formats=formats, n_images=n_images, n_steps=n_steps)
 
 
 def model_config(config: RunConfig, facts: DataFacts) -> StrictModel:

@@ -25,7 +25,7 @@ from trainer.objectives.kd import yes_and_no
 from trainer.objectives.objective import ModelOutline
 from trainer.outline import Blocks, find_blocks, parameter_depths
 from trainer.probe import LatentClassifier, LatentProbe
-from trainer.reference import Place, Reference, Teachers
+from trainer.reference import Place, Reference, live_models
 from trainer.student import student_features, student_position_to_content
 from trainer.teacher import Teacher
 
@@ -216,7 +216,6 @@ class StudentTask:
         *,
         formats: Mapping[str, LatentFormat] | None = None,
         n_images: int = 0,
-        teachers: Teachers | None = None,
         n_steps: int = 0,
     ) -> None:
         """
@@ -224,7 +223,6 @@ class StudentTask:
             objective: None for a student that is not trained but used.
             formats: of the latents that the objectives read.
             n_images: rows of the store.
-            teachers: at hand, for objectives that run them themselves.
             n_steps: of the run.
 
         Raises:
@@ -233,7 +231,7 @@ class StudentTask:
         self.student = student
         self.balance = balance
         self.reference = reference
-        self.teachers = teachers
+        self.teachers = teachers = live_models(reference)
         self.needs_two_images = uses_batch_statistics(student)
         self.objectives: WeightedSum | None = None
         self.reads_blocks = False

@@ -61,35 +61,25 @@ class Upbringing:
     """The reference, if it is one that was asked before."""
     latents: tuple[str, ...] = ()
     """Modalities that must be read to ask it."""
-    teachers: Teachers | None = None
-    """The models at hand, each for itself."""
     teachers_sha256: Mapping[str, str] = field(default_factory=dict)
     """Of the weights of each of several models, by name."""
 
 
-def taught_by(run: TrainedRun, config: RunConfig, store: LatentStore) -> Upbringing:
-    """What a run learns from a model at hand."""
-    run.task.module.to(config.device)
-    facts, model = run.reference_facts(store), FrozenClassifier(run.task)
-    teachers = Teachers({"teacher": model})
-    return Upbringing(config, str(run.folder), facts, model, latents=facts.modalities, teachers=teachers)
-
-
-def taught_by_several(runs: Mapping[str, TrainedRun], config: RunConfig, store: LatentStore) -> Upbringing:
-    """What a run learns from several models at hand.
+def taught_by(runs: Mapping[str, TrainedRun], config: RunConfig, store: LatentStore) -> Upbringing:
+    """What a run learns from models at hand, by name; one alone keeps its blocks.
 
     Raises:
-        RecipeMismatchError, SpecError: if they do not go together.
+        RecipeMismatchError, SpecError: if several do not go together.
     """
     for run in runs.values():
         run.task.module.to(config.device)
     each = {name: run.reference_facts(store) for name, run in runs.items()}
+    models = {name: FrozenClassifier(run.task) for name, run in runs.items()}
+    if len(runs) == 1:
+        ((name, facts),) = each.items()
+        return Upbringing(config, str(runs[name].folder), facts, models[name], latents=facts.modalities)
     facts = facts_of_all(each)
-    teachers = Teachers(
-        {name: FrozenClassifier(run.task) for name, run in runs.items()},
-        config.ensemble,
-        is_multi_label=facts.is_multi_label,
-    )
+    teachers = Teachers(models, config.ensemble, is_multi_label=facts.is_multi_label)
     assert config.objective is not None
     try:
         config.objective.targets(teachers.outline)
@@ -104,7 +94,6 @@ def taught_by_several(runs: Mapping[str, TrainedRun], config: RunConfig, store: 
         facts,
         teachers,
         latents=facts.modalities,
-        teachers=teachers,
         teachers_sha256={name: one.weights_sha256 for name, one in each.items()},
     )
 
