@@ -229,7 +229,7 @@ def result_of(
         gradient_shares=shares,
         inert=nearly_inert(shares),
         train_seconds=done.train_seconds,
-        images_per_s=n_steps * config.images_per_step / done.train_seconds,
+        images_per_s=n_steps * config.images_per_step / done.train_seconds if n_steps else 0.0,
     )
 
 
