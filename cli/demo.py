@@ -145,15 +145,17 @@ def show_results(results: dict[str, "RunResult"], store: "LatentStore", report: 
     """The measured table, and what the cache cost."""
     from dla_cache.describe import describe_store
     from dla_cache.sources import SOURCES
+    from trainer.run_folder import held_out
 
     rows = []
     for name, result in results.items():
-        interval = f"{100 * result.test_low:.1f} to {100 * result.test_high:.1f}"
+        test = held_out(result, name)
+        interval = f"{100 * test.low:.1f} to {100 * test.high:.1f}"
         rows.append(
             (
                 name,
                 WHAT[name],
-                f"{100 * result.test_score:.1f}",
+                f"{100 * test.value:.1f}",
                 interval,
                 f"{result.train_seconds:.0f}",
                 f"{result.images_per_s:.0f}",

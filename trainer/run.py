@@ -11,6 +11,7 @@ import torch
 from dla_cache.errors import SpecError
 from dla_cache.spec import StrictModel, parse_spec
 from dla_cache.store import LatentStore, open_store
+from trainer.answers import ANSWERS_NAME, write_answers
 from trainer.checkpoint import fitting, has_checkpoint, load_checkpoint, write_atomically
 from trainer.classifiers import (
     ClassifierConfig,
@@ -20,7 +21,7 @@ from trainer.classifiers import (
 )
 from trainer.config import RunConfig, config_class, folder_of
 from trainer.data import PairSource, PixelScale, Role
-from trainer.evaluate import measure_branches, measure_subsets, name_subsets
+from trainer.evaluate import Predictions, measure_branches, measure_subsets, name_subsets
 from trainer.loop import Loop, LoopResult
 from trainer.mixing import refuse_mixing
 from trainer.objectives.ce import balance_of
@@ -28,7 +29,7 @@ from trainer.probe import LatentProbe, ProbeConfig
 from trainer.processes import Processes, open_processes
 from trainer.progress import Progress
 from trainer.reference import Reference
-from trainer.roles import check_roles
+from trainer.roles import check_roles, labelled_ids, labelled_rows, training_statistics
 from trainer.run_folder import (
     DataFacts,
     RunResult,
@@ -42,7 +43,7 @@ from trainer.run_folder import (
     read_result,
 )
 from trainer.schedule import LoopConfig
-from trainer.scores import Score
+from trainer.scores import Score, in_turn
 from trainer.stored_targets import check_targets
 from trainer.student import StudentConfig, build_student, export_student
 from trainer.tasks import ClassifierTask, ProbeTask, StudentTask, TeacherTask
@@ -121,7 +122,7 @@ def _train_locked(
         share=processes.share,
         threads=config.threads,
     )
-    roles = [Role(config.roles.labelled, config.labelled_per_batch)]
+    roles = [Role(config.roles.labelled, config.labelled_per_batch, image_ids=labelled_ids(config, store))]
     if config.roles.transfer:
         roles.append(Role(config.roles.transfer, config.transfer_per_batch, labels_hidden=True))
     validation = pairs.evaluation(Role(config.roles.validation, EVALUATION_BATCH_SIZE), facts.modalities)
@@ -155,10 +156,15 @@ def _train_locked(
 
     processes.wait()  # for the first to have written the best
     load_best(folder, task)
-    test_batches = pairs.evaluation(Role(config.roles.test, EVALUATION_BATCH_SIZE), facts.modalities)
-    test = measure_branches(task, test_batches, processes.gather)
-    if not isinstance(task, StudentTask):
-        test |= name_subsets(task, measure_subsets(task, test_batches, processes.gather))
+    test: dict[str, Score] = {}
+    if config.roles.test:
+        test_batches = pairs.evaluation(Role(config.roles.test, EVALUATION_BATCH_SIZE), facts.modalities)
+        answers: list[Predictions] = []
+        test = measure_branches(task, test_batches, processes.gather, answers)
+        if not isinstance(task, StudentTask):
+            test |= name_subsets(task, measure_subsets(task, test_batches, processes.gather))
+        gathered = in_turn(processes.gather(answers))
+        processes.from_first(lambda: write_answers(folder / ANSWERS_NAME, gathered))
     result = result_of(config, facts, done, test, n_steps=loop.step, position_to_content=position_to_content)
     if isinstance(task, StudentTask) and processes.is_first:
         scale = PixelScale(config.pixel_mean, config.pixel_std)
@@ -202,20 +208,20 @@ def result_of(
     """What a run says of itself at its end.
 
     Args:
-        test: by name, the answer of the model first, then its parts.
+        test: by name, the answer of the model first, then its parts; empty if no test split was read.
     """
     intervals = {name: score.interval() for name, score in test.items()}
-    answer, (low, high) = next(iter(test.values())), next(iter(intervals.values()))
+    answer, (low, high) = next(iter(test.values()), None), next(iter(intervals.values()), (None, None))
     return RunResult(
         kind=config.kind,
         metric="mAP" if facts.is_multi_label else "top-1",
         seed=config.seed,
         best_step=done.best_step,
         validation_score=done.best_metrics["selection"],
-        test_score=answer.value,
+        test_score=None if answer is None else answer.value,
         test_low=low,
         test_high=high,
-        test_images=answer.n,
+        test_images=0 if answer is None else answer.n,
         branches={name: score.value for name, score in test.items()},
         branch_intervals=intervals,
         position_to_content=position_to_content,
@@ -344,7 +350,7 @@ def set_statistics(task: ClassifierTask, config: RunConfig, facts: DataFacts, st
         return
     for name in facts.modalities:
         if facts.formats[name].kind == "continuous":
-            statistics = store.statistics(name, config.training_splits)
+            statistics = training_statistics(config, store, name)
             model.set_statistics(name, torch.from_numpy(statistics.mean), torch.from_numpy(statistics.std))
 
 
@@ -352,7 +358,7 @@ def resolve_loop(config: RunConfig, store: LatentStore) -> LoopConfig:
     """The loop's config, with `epochs` turned into steps of the largest role."""
     if config.epochs is None:
         return config.loop
-    labelled = len(store.rows_of(config.roles.labelled)) // config.labelled_per_batch
+    labelled = len(labelled_rows(config, store)) // config.labelled_per_batch
     transfer = len(store.rows_of(config.roles.transfer)) // max(1, config.transfer_per_batch)
     epoch = max(1, labelled, transfer)
     return config.loop.model_copy(update={"steps": config.epochs * epoch, "schedule_steps": epoch})

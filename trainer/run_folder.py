@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,10 +70,11 @@ class RunResult(StrictModel):
     best_step: int
     validation_score: float
     """Of the kept weights; chosen among steps, so a little optimistic."""
-    test_score: float
-    test_low: float
+    test_score: float | None
+    """None of a run without a test role, which has read no test image."""
+    test_low: float | None
     """95 % interval over test images: Wilson's of top-1, a bootstrap's of mAP."""
-    test_high: float
+    test_high: float | None
     test_images: int
     branches: dict[str, float]
     """Test score of the model, of each of its parts, and with some of its modalities left out (`image and depth`)."""
@@ -83,6 +85,30 @@ class RunResult(StrictModel):
     hardly knows where a token lies."""
     train_seconds: float
     images_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What the test split said of a run: fractions in [0, 1], and the images they are of."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def held_out(result: RunResult, where: str) -> HeldOut:
+    """The test score of a run.
+
+    Raises:
+        CheckpointError: if it has read no test split.
+    """
+    if result.test_score is None or result.test_low is None or result.test_high is None:
+        raise CheckpointError(
+            f"the run in `{where}` has no test score: its `roles.test` is empty",
+            hint="`dla evaluate` measures it on a split that you name; train it with a test role to have one",
+        )
+    return HeldOut(result.test_score, result.test_low, result.test_high, result.test_images)
 
 
 @contextmanager
