@@ -165,7 +165,10 @@ def _train_locked(
             test |= name_subsets(task, measure_subsets(task, test_batches, processes.gather))
         gathered = in_turn(processes.gather(answers))
         processes.from_first(lambda: write_answers(folder / ANSWERS_NAME, gathered))
-    result = result_of(config, facts, done, test, n_steps=loop.step, position_to_content=position_to_content)
+    kept = task.student if isinstance(task, StudentTask) else task.module
+    n_parameters = sum(parameter.numel() for parameter in kept.parameters())
+    at_first = {"position_to_content": position_to_content, "parameters": n_parameters}
+    result = result_of(config, facts, done, test, at_first, n_steps=loop.step)
     if isinstance(task, StudentTask) and processes.is_first:
         scale = PixelScale(config.pixel_mean, config.pixel_std)
         export_student(
@@ -201,14 +204,15 @@ def result_of(
     facts: DataFacts,
     done: LoopResult,
     test: Mapping[str, Score],
+    at_first: Mapping[str, Any],
     *,
     n_steps: int,
-    position_to_content: dict[str, float],
 ) -> RunResult:
     """What a run says of itself at its end.
 
     Args:
         test: by name, the answer of the model first, then its parts; empty if no test split was read.
+        at_first: fields that were known before the first step.
     """
     intervals = {name: score.interval() for name, score in test.items()}
     answer, (low, high) = next(iter(test.values()), None), next(iter(intervals.values()), (None, None))
@@ -224,7 +228,7 @@ def result_of(
         test_images=0 if answer is None else answer.n,
         branches={name: score.value for name, score in test.items()},
         branch_intervals=intervals,
-        position_to_content=position_to_content,
+        **at_first,
         train_seconds=done.train_seconds,
         images_per_s=n_steps * config.images_per_step / done.train_seconds,
     )

@@ -83,6 +83,8 @@ class RunResult(StrictModel):
     position_to_content: dict[str, float]
     """Before training, for each span: norm of the positions over norm of their tokens. Well below 1 a model
     hardly knows where a token lies."""
+    parameters: int
+    """Numbers that make up the model that is kept: a student's are without its throw-away heads."""
     train_seconds: float
     images_per_s: float
 
