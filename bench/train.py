@@ -44,7 +44,7 @@ from cli.render import print_table
 from dla_cache.spec import LatentFormat
 from dla_cache.store import create_store, open_store
 from dla_cache.store.rows import RowTable, StoredImage
-from trainer.data import Batch
+from trainer.batch import Batch
 from trainer.features import LOGITS, Target
 from trainer.objectives import ObjectiveConfig
 from trainer.reference import FrozenClassifier
@@ -81,7 +81,7 @@ def measure_step(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         labels=torch.arange(n_images),
     )
     teacher_flops = flops_of(lambda: teacher(batch.pixels[:1], {name: v[:1] for name, v in batch.latents.items()}))
-    wanted = OBJECTIVE.targets(online.block_names, online.spans)
+    wanted = OBJECTIVE.targets(online.outline)
     stored = replace(batch, latents={}, targets=online.targets(batch, wanted))
     sizes = {
         "equal ViT": {},

@@ -13,7 +13,7 @@ from dla_cache.spec import StrictModel, parse_spec
 from trainer.classifiers import ORIGINS, ClassifierConfig
 from trainer.mixing import MixingConfig
 from trainer.objectives import Need, ObjectiveConfig
-from trainer.objectives.ce import LabelConfig
+from trainer.objectives.cross_entropy import LabelConfig
 from trainer.presets import PRESETS
 from trainer.pretrained import folder_or_name, with_places
 from trainer.probe import ProbeConfig
@@ -165,7 +165,7 @@ class RunConfig(StrictModel):
             raise ValueError(f"`model` of a {self.kind} has no field {unknown}; it has {sorted(known)}")
         if (self.kind == "student") != (self.objective is not None):
             raise ValueError("`objective` belongs to students and every student has one")
-        needs_teacher = self.objective is not None and bool(self.objective.needs - {Need.LABELS})
+        needs_teacher = self.objective is not None and Need.REFERENCE in self.objective.needs
         named = [name for name in ("teacher", "targets") if getattr(self, name) is not None]
         if len(named) == 2:
             raise ValueError("`teacher` and `targets` both say what to learn from: leave one out")
@@ -183,7 +183,8 @@ class RunConfig(StrictModel):
             raise ValueError("`self_training` belongs to probes and teachers that have a transfer role")
         if self.kind == "student" and self.modalities is not None:
             raise ValueError("`modalities` belongs to probes and teachers: a student sees images only")
-        uses_transfer = needs_teacher or self.self_training is not None
+        reads_latents = self.objective is not None and bool(self.objective.latents)
+        uses_transfer = needs_teacher or reads_latents or self.self_training is not None
         if self.roles.transfer and not uses_transfer:
             raise ValueError("nothing in this run learns from the transfer images: drop `roles.transfer`")
         return self

@@ -6,10 +6,10 @@ An unlabelled image carries the label -1 and takes part in distillation only.
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from zlib import crc32
 
 import numpy as np
@@ -23,49 +23,11 @@ from dla_cache.joined import JoinedStore
 from dla_cache.pairs import WHOLE, PairBatch, PairStream, Share, made_ahead
 from dla_cache.store import LatentStore
 from trainer.augment import erase, view_images
+from trainer.batch import Batch, side_by_side
 from trainer.features import Target
 from trainer.latent_views import check_mirroring, mirror_latents
 from trainer.mixing import MixingConfig, check_pairs, mix_pairs
-from trainer.objectives.ce import MixedLabels
 from trainer.views import ViewConfig, Views, draw_views
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What a task sees, joined by image ID."""
-
-    image_ids: tuple[str, ...]
-    pixels: Tensor
-    """float32 [B, 3, H, W], the training view, normalised; [B, 0] of a run that sees no images."""
-    latents: dict[str, Tensor]
-    """Raw latents of the whole image, one draw of each: float32, or int64 codes."""
-    labels: Tensor
-    """int64 [B], -1 where there is none; of a multi-label store [B, K] of 0 and 1, or -1 all along."""
-    targets: dict[Target, Tensor] = field(default_factory=dict)
-    """What a frozen model once said of these very views, float32."""
-    mixed: MixedLabels | None = None
-    """Whose labels count beside an image's own, where images were mixed."""
-
-    @property
-    def is_multi_label(self) -> bool:
-        """Whether an image may have any number of classes."""
-        return self.labels.ndim == 2
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def to(self, device: str) -> "Batch":
-        """The same on a device; itself if it is there."""
-        if self.pixels.device == torch.device(device):
-            return self
-        return replace(
-            self,
-            pixels=self.pixels.to(device),
-            latents={name: values.to(device) for name, values in self.latents.items()},
-            labels=self.labels.to(device),
-            targets={target: values.to(device) for target, values in self.targets.items()},
-            mixed=self.mixed.to(device) if self.mixed is not None else None,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +160,8 @@ class PairSource:
 
         def make(number: int) -> list[Batch]:
             seen = [seen_by(role, stream.batch(number)) for role, stream in zip(roles, streams, strict=True)]
-            return [self._joined([part_of(one, Share(micro, n_micro)) for one in seen]) for micro in range(n_micro)]
+            parts = [self._joined([part_of(one, Share(micro, n_micro)) for one in seen]) for micro in range(n_micro)]
+            return [replace(part, step=number) for part in parts]
 
         def batches(step: int) -> Generator[Batch, None, None]:
             # Views are made by the threads that read, so that a step waits for nothing but a slow machine.
@@ -298,7 +261,7 @@ class PairSource:
 
     def _joined(self, parts: Sequence[PairBatch]) -> Batch:
         shown = [self.shown(part, self._view_in(part.epoch)) for part in parts]
-        batch = shown[0] if len(shown) == 1 else _side_by_side(shown)
+        batch = shown[0] if len(shown) == 1 else side_by_side(shown)
         if self.mixing is None:
             return batch
         # The labelled images come first.
@@ -358,26 +321,12 @@ class PairSource:
                 for name, values in part.latents.items()
             },
             labels=part.labels,
+            rows=torch.from_numpy(part.rows),
         )
 
 
 def _no_pixels(part: PairBatch) -> Tensor:
     return torch.empty(len(part.image_ids), 0)
-
-
-def _side_by_side(parts: Sequence[Batch]) -> Batch:
-    """The images of all parts as one batch."""
-
-    def whole(name: str) -> dict[Any, Tensor]:
-        return {key: torch.cat([getattr(part, name)[key] for part in parts]) for key in getattr(parts[0], name)}
-
-    return Batch(
-        image_ids=tuple(image_id for part in parts for image_id in part.image_ids),
-        pixels=torch.from_numpy(np.concatenate([part.pixels.numpy() for part in parts])),
-        latents=whole("latents"),
-        labels=torch.cat([part.labels for part in parts]),
-        targets=whole("targets"),
-    )
 
 
 def seen_by(role: Role, part: PairBatch) -> PairBatch:

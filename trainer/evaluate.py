@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.data import Batch
+from trainer.batch import Batch
 from trainer.scores import Accuracy, MeanPrecision, Metric, Score, Tally, new_tally
 from trainer.tasks import ClassifierTask, ProbeTask, TeacherTask
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from dla_cache.errors import RecipeMismatchError, name_some
 from dla_cache.store import LatentStore
-from trainer.data import Batch, PairSource, PixelScale, Role
+from trainer.batch import Batch
+from trainer.data import PairSource, PixelScale, Role
 from trainer.evaluate import Predictions, measure_subsets, predict
 from trainer.roles import check_is_labelled
 from trainer.run import EVALUATION_BATCH_SIZE

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dla_cache.errors import SpecError
 from dla_cache.spec import StrictModel
-from trainer.objectives.ce import MixedLabels
+from trainer.objectives.cross_entropy import MixedLabels
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig

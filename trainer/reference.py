@@ -1,31 +1,22 @@
-"""What a student may learn from: a frozen model at hand, or what one has said before.
+"""What a student may learn from: a frozen model at hand, or what one has said before."""
 
-Dimensions: D width of a block's tokens.
-"""
-
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from trainer.data import Batch
+from trainer.batch import Batch
 from trainer.features import Features, Target
+from trainer.objectives.objective import ModelOutline
 
 
 class Reference(Protocol):
     """A frozen model that a student learns from, at hand or by what it said before."""
 
     @property
-    def block_names(self) -> tuple[str, ...]:
-        """Of its blocks, in their order; none of a probe."""
-
-    @property
-    def spans(self) -> tuple[str, ...]:
-        """What its tokens stand for: `cls` and `image` as far as it has them, and the modalities that it sees."""
-
-    def width(self, block: int) -> int:
-        """D of a block's tokens."""
+    def outline(self) -> ModelOutline:
+        """Its blocks, what its tokens stand for, its classes."""
 
     def targets(self, batch: Batch, wanted: Collection[Target]) -> dict[Target, Tensor]:
         """What it says of a batch, without gradient."""
@@ -39,12 +30,8 @@ class FeatureTask(Protocol):
         """The model."""
 
     @property
-    def widths(self) -> Mapping[str, int]:
-        """D of each block by the block's name, in their order."""
-
-    @property
-    def spans(self) -> tuple[str, ...]:
-        """What its tokens stand for."""
+    def outline(self) -> ModelOutline:
+        """Its blocks, what its tokens stand for, its classes."""
 
     def features(self, batch: Batch) -> Features:
         """Logits and blocks of a batch."""
@@ -58,15 +45,8 @@ class FrozenClassifier:
         task.module.eval().requires_grad_(False)
 
     @property
-    def block_names(self) -> tuple[str, ...]:
-        return tuple(self.task.widths)
-
-    @property
-    def spans(self) -> tuple[str, ...]:
-        return self.task.spans
-
-    def width(self, block: int) -> int:
-        return list(self.task.widths.values())[block]
+    def outline(self) -> ModelOutline:
+        return self.task.outline
 
     @torch.no_grad()
     def targets(self, batch: Batch, wanted: Collection[Target]) -> dict[Target, Tensor]:

@@ -24,7 +24,8 @@ from trainer.data import PairSource, PixelScale, Role
 from trainer.evaluate import Predictions, measure_branches, measure_subsets, name_subsets
 from trainer.loop import Loop, LoopResult
 from trainer.mixing import refuse_mixing
-from trainer.objectives.ce import balance_of
+from trainer.objectives import Need, WeightedSum
+from trainer.objectives.cross_entropy import balance_of
 from trainer.probe import LatentProbe, ProbeConfig
 from trainer.processes import Processes, open_processes
 from trainer.progress import Progress
@@ -106,6 +107,7 @@ def _train_locked(
     check_parts(config, facts, store, upbringing)
     task = initial_task(config, facts, upbringing, store)
 
+    reads_latents = config.objective is not None and bool(config.objective.latents)
     pairs = PairSource(
         store,
         folder_of(config.images),
@@ -116,7 +118,7 @@ def _train_locked(
         seed=config.seed,
         device=config.device,
         sees_images=config.kind != "probe",
-        latents_follow_views=upbringing.facts is None or upbringing.facts.sees_images,
+        latents_follow_views=upbringing.facts is None or upbringing.facts.sees_images or reads_latents,
         targets=upbringing.targets,
         mixing=config.mixing,
         share=processes.share,
@@ -251,8 +253,10 @@ def check_parts(config: RunConfig, facts: DataFacts, store: LatentStore, upbring
 
 
 def latents_read(config: RunConfig, facts: DataFacts, upbringing: Upbringing) -> tuple[str, ...]:
-    """The modalities that training needs: the model's own, or those of what a student learns from."""
-    return upbringing.latents if config.kind == "student" else facts.modalities
+    """The modalities that training needs: the model's own; or those of what a student learns from, and of its
+    objectives."""
+    of_objectives = config.objective.latents if config.objective is not None else ()
+    return tuple(dict.fromkeys((*facts.modalities, *upbringing.latents, *of_objectives)))
 
 
 def initial_task(
@@ -316,22 +320,23 @@ def load_best(folder: Path, task: ClassifierTask) -> None:
 def build_task(
     config: RunConfig, facts: DataFacts, reference: Reference | None
 ) -> ProbeTask | TeacherTask | StudentTask:
-    """The freshly initialised task of a run; a student without its `reference` comes without heads."""
+    """The freshly initialised task of a run; a student without the `reference` that it learned from comes without its
+    objectives, to be used."""
     model = model_config(config, facts)
     balance = balance_of(config.ce, facts.class_counts, facts.n_labelled, is_multi_label=facts.is_multi_label)
     if isinstance(model, ProbeConfig):
         return ProbeTask(LatentProbe(model), config.self_training, balance)
     if isinstance(model, TeacherConfig):
         return TeacherTask(Teacher(model, facts.pretrained), config.self_training, balance)
-    assert config.objective is not None
     if isinstance(model, ClassifierConfig):
         student = build_classifier(model, facts.pretrained)
     else:
         assert isinstance(model, StudentConfig)
         student = build_student(model)
-    if reference is None:
-        return StudentTask(student, config.objective.model_copy(update={"messy": None}), None, balance)
-    return StudentTask(student, config.objective, reference, balance)
+    assert config.objective is not None
+    is_alone = reference is None and Need.REFERENCE in config.objective.needs
+    objective = None if is_alone else config.objective
+    return StudentTask(student, objective, reference, balance, formats=facts.formats, n_images=facts.n_images)
 
 
 def model_config(config: RunConfig, facts: DataFacts) -> StrictModel:
@@ -348,11 +353,13 @@ def model_config(config: RunConfig, facts: DataFacts) -> StrictModel:
 
 
 def set_statistics(task: ClassifierTask, config: RunConfig, facts: DataFacts, store: LatentStore) -> None:
-    """Hands a standardising model the statistics of the training splits."""
-    model = task.module
-    if not isinstance(model, LatentProbe) and not (isinstance(model, Teacher) and model.config.standardise):
+    """Hands a standardising model, or the objectives of a student, the statistics of the training splits."""
+    model = task.objectives if isinstance(task, StudentTask) else task.module
+    if not isinstance(model, LatentProbe | WeightedSum) and not (
+        isinstance(model, Teacher) and model.config.standardise
+    ):
         return
-    for name in facts.modalities:
+    for name in facts.formats:
         if facts.formats[name].kind == "continuous":
             statistics = training_statistics(config, store, name)
             model.set_statistics(name, torch.from_numpy(statistics.mean), torch.from_numpy(statistics.std))

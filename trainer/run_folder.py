@@ -39,9 +39,12 @@ class DataFacts(StrictModel):
     """Labelled images of each class."""
     n_labelled: int
     """Images of the labelled role."""
+    n_images: int
+    """Rows of the store."""
     recipes: dict[str, str]
     """Modality → recipe hash, for all of the store."""
     formats: dict[str, LatentFormat]
+    """Of one draw of each modality that the model, or an objective of a student, sees."""
     modalities: tuple[str, ...]
     """Those the model itself sees, in its order; none for a student."""
     rows_sha256: str

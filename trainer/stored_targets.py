@@ -10,8 +10,9 @@ from torch import Tensor
 from dla_cache.errors import IncompleteBuildError, RecipeMismatchError, SpecError, name_some
 from dla_cache.spec import ImageRecipe
 from dla_cache.store import LatentStore, open_store
-from trainer.data import Batch
+from trainer.batch import Batch
 from trainer.features import Target
+from trainer.objectives.objective import ModelOutline
 from trainer.targets import SOURCE, ReferenceFacts, TargetLayout, facts_in, series_name, shapes_in, view_count
 from trainer.views import VIEWS_VERSION, ViewConfig
 
@@ -44,15 +45,8 @@ class StoredTargets:
         return StoredTargets(self.store, self.facts, self.view, self.layout, frozenset(wanted))
 
     @property
-    def block_names(self) -> tuple[str, ...]:
-        return tuple(self.facts.blocks)
-
-    @property
-    def spans(self) -> tuple[str, ...]:
-        return self.facts.spans
-
-    def width(self, block: int) -> int:
-        return list(self.facts.blocks.values())[block]
+    def outline(self) -> ModelOutline:
+        return ModelOutline(self.facts.blocks, self.facts.spans, len(self.facts.class_names))
 
     def targets(self, batch: Batch, wanted: Collection[Target]) -> dict[Target, Tensor]:
         """What it says of a batch: what came with it."""

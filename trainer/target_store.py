@@ -156,7 +156,7 @@ class AskedModel:
                     f"the model has no `{target}`: it has {len(blocks)} blocks, and spans {name_some(facts.spans)}",
                     hint="name a block from 0 and one of these spans",
                 )
-        self.wanted = tuple(dict.fromkeys([*config.objective.targets(blocks, facts.spans), *also]))
+        self.wanted = tuple(dict.fromkeys([*config.objective.targets(run.task.outline), *also]))
         self.batch_size = config.batch_size
         self.view = view
         self.reference = FrozenClassifier(run.task)

@@ -122,7 +122,7 @@ class TargetsConfig(StrictModel):
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Self:
-        if not self.objective.needs - {Need.LABELS} and not self.also:
+        if Need.REFERENCE not in self.objective.needs and not self.also:
             raise ValueError("`objective` needs nothing of a teacher: there is nothing to store")
         if self.shard_size % self.batch_size:
             raise ValueError(f"`shard_size` {self.shard_size} is no multiple of `batch_size` {self.batch_size}")

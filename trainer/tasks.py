@@ -14,15 +14,15 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from dla_cache.errors import SpecError
+from dla_cache.spec import LatentFormat
+from trainer.batch import Batch
 from trainer.classifiers import uses_batch_statistics
 from trainer.config import SelfTraining
-from trainer.data import Batch
-from trainer.features import Features, Target
-from trainer.heads import MessyHeads
-from trainer.objectives import Need, ObjectiveConfig, ObjectiveInputs, weighted_terms
-from trainer.objectives.ce import PLAIN, Balance, cross_entropy, has_label
+from trainer.features import Features
+from trainer.objectives import Need, ObjectiveConfig, ObjectiveInputs, Parties, WeightedSum
+from trainer.objectives.cross_entropy import PLAIN, Balance, cross_entropy, has_label
 from trainer.objectives.kd import yes_and_no
-from trainer.objectives.messy import messy_targets, messy_terms, what_to_read
+from trainer.objectives.objective import ModelOutline
 from trainer.outline import Blocks, find_blocks, parameter_depths
 from trainer.probe import LatentProbe
 from trainer.reference import Reference
@@ -110,12 +110,8 @@ class ProbeTask:
         return tuple(self.module.config.formats)
 
     @property
-    def widths(self) -> dict[str, int]:
-        return {}
-
-    @property
-    def spans(self) -> tuple[str, ...]:
-        return ()
+    def outline(self) -> ModelOutline:
+        return ModelOutline({}, (), self.module.config.n_classes)
 
     def features(self, batch: Batch) -> Features:
         return Features(self.module(batch.latents))
@@ -147,12 +143,8 @@ class TeacherTask:
         return self.module.config.modalities
 
     @property
-    def widths(self) -> dict[str, int]:
-        return self.module.widths
-
-    @property
-    def spans(self) -> tuple[str, ...]:
-        return tuple(self.module.spans)
+    def outline(self) -> ModelOutline:
+        return ModelOutline(self.module.widths, tuple(self.module.spans), self.module.config.n_classes)
 
     def features(self, batch: Batch) -> Features:
         output = self.module(batch.pixels, batch.latents)
@@ -194,26 +186,43 @@ def classifier_losses(
 
 
 class StudentTask:
-    """The image-only student, its throw-away heads, and what it learns from."""
+    """An image-only student under its objectives."""
 
     def __init__(
         self,
         student: PreTrainedModel,
-        objective: ObjectiveConfig,
-        reference: Reference | None,
+        objective: ObjectiveConfig | None = None,
+        reference: Reference | None = None,
         balance: Balance = PLAIN,
+        *,
+        formats: Mapping[str, LatentFormat] | None = None,
+        n_images: int = 0,
     ) -> None:
+        """
+        Args:
+            objective: None for a student that is not trained but used.
+            formats: of the latents that the objectives read.
+            n_images: rows of the store.
+
+        Raises:
+            SpecError: if an objective asks for what the student or the reference has not.
+        """
         self.student = student
         self.balance = balance
-        self.objective = objective
         self.reference = reference
         self.needs_two_images = uses_batch_statistics(student)
-        self.heads: MessyHeads | None = None
+        self.objectives: WeightedSum | None = None
+        self.reads_blocks = False
         parts: dict[str, nn.Module] = {"student": student}
-        if Need.BLOCK_TARGETS in objective.needs:
-            assert reference is not None
-            self.heads = build_heads(self.blocks, objective, reference)
-            parts["heads"] = self.heads
+        if objective is not None:
+            self.reads_blocks = Need.STUDENT_BLOCKS in objective.needs
+            parties = Parties(
+                self.outline if self.reads_blocks else ModelOutline({}, (), len(student.config.id2label or ())),
+                reference.outline if reference is not None else None,
+                formats or {},
+                n_images,
+            )
+            self.objectives = parts["objectives"] = WeightedSum(objective, parties)
         self.module = nn.ModuleDict(parts)
 
     @cached_property
@@ -222,19 +231,8 @@ class StudentTask:
         return find_blocks(self.student)
 
     @property
-    def widths(self) -> Mapping[str, int]:
-        return self.blocks.widths
-
-    @property
-    def spans(self) -> tuple[str, ...]:
-        return tuple(self.blocks.spans)
-
-    @property
-    def wanted(self) -> tuple[Target, ...]:
-        """What the objective must be told of each batch by what the student learns from."""
-        if self.reference is None:
-            return ()
-        return self.objective.targets(self.reference.block_names, self.reference.spans)
+    def outline(self) -> ModelOutline:
+        return ModelOutline(self.blocks.widths, tuple(self.blocks.spans), len(self.student.config.id2label or ()))
 
     def features(self, batch: Batch) -> Features:
         return student_features(self.student, self.blocks, batch.pixels)
@@ -259,21 +257,20 @@ class StudentTask:
             )
 
     def losses(self, batch: Batch) -> TaskLosses:
+        assert self.objectives is not None
         self.check_batch(batch)
-        if self.heads is None:
-            features = Features(self.student(pixel_values=batch.pixels).logits)
-        else:
-            features = self.features(batch)
         inputs = ObjectiveInputs(
-            features.logits,
+            self.features(batch) if self.reads_blocks else Features(self.student(pixel_values=batch.pixels).logits),
             batch.labels,
-            targets=self.reference.targets(batch, self.wanted) if self.reference is not None else {},
-            predictions=self.heads(features) if self.heads is not None else {},
+            targets=self.reference.targets(batch, self.objectives.targets) if self.reference is not None else {},
+            latents=batch.latents,
+            rows=batch.rows,
+            step=batch.step,
             is_multi_label=batch.is_multi_label,
             balance=self.balance,
             mixed=batch.mixed,
         )
-        return sum_terms(weighted_terms(self.objective, inputs))
+        return sum_terms(self.objectives(inputs))
 
     def taught_parameters(self) -> Sequence[nn.Parameter]:
         """The student's own: a term that teaches its head alone teaches nothing that is kept."""
@@ -281,23 +278,8 @@ class StudentTask:
 
     def parameter_depths(self) -> dict[str, int]:
         """Parameter name in `module` → 0 before the first block, to one more than the last block's after it."""
-        depths = parameter_depths(self.student, tuple(self.widths))
+        depths = parameter_depths(self.student, tuple(self.blocks.widths))
         top = max(depths.values())
-        heads = self.heads.named_parameters() if self.heads is not None else ()
+        of_objectives = self.objectives.named_parameters() if self.objectives is not None else ()
         of_student = {f"student.{name}": depth for name, depth in depths.items()}
-        return of_student | {f"heads.{name}": top for name, _ in heads}
-
-
-def build_heads(blocks: Blocks, objective: ObjectiveConfig, reference: Reference) -> MessyHeads:
-    """A head for each layer pair of the objective and each span that it predicts.
-
-    Raises:
-        SpecError: if there is no latent to predict, or a layer is not there.
-    """
-    messy = objective.messy
-    assert messy is not None
-    read = what_to_read(messy, tuple(blocks.spans))
-    targets = messy_targets(messy, reference.block_names, reference.spans)
-    terms = messy_terms(messy, tuple(blocks.widths), targets)
-    target_widths = {term.target: reference.width(term.target.block) for term in terms}
-    return MessyHeads(terms, list(blocks.widths.values()), target_widths, hidden=messy.hidden, read=read)
+        return of_student | {f"objectives.{name}": top for name, _ in of_objectives}

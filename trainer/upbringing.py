@@ -36,8 +36,8 @@ class TrainedRun:
             is_multi_label=self.facts.is_multi_label,
             recipes={name: self.facts.recipes[name] for name in seen},
             latents_sha256={name: store.content_hash([name]) for name in seen if name in store.modalities},
-            blocks=dict(self.task.widths),
-            spans=tuple(self.task.spans),
+            blocks=dict(self.task.outline.blocks),
+            spans=self.task.outline.spans,
             weights_sha256=self.weights_sha256,
             image_size=config.image_size,
             pixel_mean=config.pixel_mean,
@@ -76,7 +76,7 @@ def taught_by_targets(config: RunConfig, place: Path) -> Upbringing:
     """
     assert config.objective is not None
     stored = open_targets(place)
-    stored = stored.only(config.objective.targets(stored.block_names, stored.spans))
+    stored = stored.only(config.objective.targets(stored.outline))
     view = views_of_run(config.view, is_said="view" in config.model_fields_set, targets=stored)
     return Upbringing(config.model_copy(update={"view": view}), str(place), stored.facts, stored, stored)
 
@@ -94,7 +94,9 @@ def data_facts(
     if config.kind != "student":
         all_of_store = store.modalities if begun is None else begun.modalities  # it may have gained one since
         wanted = config.modalities if config.modalities is not None else all_of_store
-    unknown = [name for name in wanted if name not in store.modalities]
+    of_objectives = config.objective.latents if config.objective is not None else ()
+    read = (*wanted, *of_objectives)
+    unknown = [name for name in read if name not in store.modalities]
     if unknown:
         raise SpecError(
             f"`{config.store}` has no modality `{unknown[0]}`", hint=f"it has {', '.join(store.modalities)}"
@@ -109,11 +111,12 @@ def data_facts(
         is_multi_label=store.rows.is_multi_label,
         class_counts=counts,
         n_labelled=n_labelled,
+        n_images=len(store.rows),
         recipes={name: recipe.hash for name, recipe in recipes.items()} | (taught.recipes if taught else {}),
-        formats={name: recipes[name].format.of_one_draw for name in wanted},
+        formats={name: recipes[name].format.of_one_draw for name in read},
         modalities=tuple(wanted),
         rows_sha256=digest_of_rows(store),
-        latents_sha256=taught.latents_sha256 if taught else {name: store.content_hash([name]) for name in wanted},
+        latents_sha256=(taught.latents_sha256 if taught else {}) | {name: store.content_hash([name]) for name in read},
         teacher_sha256=taught.weights_sha256 if taught else None,
         teacher_kind=taught.kind if taught else None,
         targets_sha256=upbringing.targets.content_hash() if upbringing.targets else None,

@@ -10,7 +10,7 @@ from dla_cache.errors import SpecError
 from dla_cache.manifest import write_manifest
 from dla_cache.store import open_store
 from trainer.data import PairSource, PixelScale, Role
-from trainer.objectives.ce import LabelConfig, MixedLabels, balance_of, cross_entropy
+from trainer.objectives.cross_entropy import LabelConfig, MixedLabels, balance_of, cross_entropy
 from trainer.run import load_run, train_run
 from trainer.run_folder import read_facts
 from trainer.views import ViewConfig

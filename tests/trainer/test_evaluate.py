@@ -9,7 +9,7 @@ import torch
 from dla_cache.errors import RecipeMismatchError, SpecError, StoreError, TrainingError
 from dla_cache.spec import LatentFormat
 from dla_cache.store import open_store
-from trainer.data import Batch
+from trainer.batch import Batch
 from trainer.evaluate import Predictions, measure_branches, measure_subsets, predict
 from trainer.measure import measure_run
 from trainer.probe import LatentProbe, ProbeConfig

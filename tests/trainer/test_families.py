@@ -15,8 +15,8 @@ from tests.trainer.students import (
     make_student,
     some_pixels,
 )
+from trainer.batch import Batch
 from trainer.classifiers import ClassifierConfig, build_classifier
-from trainer.data import Batch
 from trainer.objectives import ObjectiveConfig
 from trainer.outline import find_blocks, model_size
 from trainer.student import student_features

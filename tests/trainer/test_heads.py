@@ -98,11 +98,11 @@ def test_a_grid_of_tokens_is_resized_as_a_picture_is():
 @pytest.mark.parametrize("fields", [{"spans": ["depth"]}, {"read": "pooled"}])
 def test_tokens_go_from_the_image_to_the_image_and_no_reading_is_chosen(fields):
     with pytest.raises(ValidationError, match="image tokens"):
-        ObjectiveConfig.model_validate({"messy": {"targets": "tokens", **fields}})
+        ObjectiveConfig.model_validate({"messy": {"what": "tokens", **fields}})
 
 
 def test_by_default_tokens_are_those_of_the_image():
-    targets = messy_targets(MessyConfig(targets="tokens"), names(12), SEEN)
+    targets = messy_targets(MessyConfig(what="tokens"), names(12), SEEN)
     assert [str(target) for [target] in targets] == ["tokens/image/9", "tokens/image/10", "tokens/image/11"]
 
 

@@ -7,7 +7,7 @@ from dla_cache.errors import SpecError
 from dla_cache.store import open_store
 from trainer.data import PairSource, PixelScale, Role
 from trainer.mixing import MixingConfig, mix_pairs, refuse_mixing
-from trainer.objectives.ce import MixedLabels, cross_entropy
+from trainer.objectives.cross_entropy import MixedLabels, cross_entropy
 from trainer.run import load_run, train_run
 from trainer.views import ViewConfig
 

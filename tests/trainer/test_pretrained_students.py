@@ -195,7 +195,7 @@ def test_a_student_learns_from_a_frozen_one_of_another_family(tiny, tmp_path, th
 def test_a_teacher_teaches_image_tokens_to_a_student_of_another_grid(tiny, tmp_path):
     fields = {"image_size": SIDE, "loop": LOOP}
     train_run(tiny.run("teacher", tmp_path / "teacher", **fields))
-    objective = {"ce": {}, "messy": {"targets": "tokens", "hidden": 8}}
+    objective = {"ce": {}, "messy": {"what": "tokens", "hidden": 8}}
     train_run(
         describe(tiny, tmp_path / "run", model=model_of("swin"), teacher=tmp_path / "teacher", objective=objective)
     )

@@ -138,8 +138,8 @@ def test_the_stock_image_processor_scales_pixels_as_the_student_was_trained(tiny
 def test_the_student_folder_holds_no_head_that_is_thrown_away(trained):
     whole = load_checkpoint(trained / "messy" / "best.safetensors")[0]
     student = AutoModelForImageClassification.from_pretrained(trained / "messy" / "student")
-    assert {name for name in whole if name.startswith("heads.")}
-    assert {f"student.{name}" for name in student.state_dict()} == {n for n in whole if not n.startswith("heads.")}
+    assert {name for name in whole if name.startswith("objectives.terms.messy.heads.")}
+    assert {f"student.{name}" for name in student.state_dict()} == {n for n in whole if not n.startswith("objectives.")}
 
 
 def test_on_unlabelled_images_a_student_distils_and_has_no_cross_entropy(tiny, trained):

@@ -13,11 +13,11 @@ from dla_cache.manifest import write_manifest
 from dla_cache.pairs import PairStream
 from dla_cache.store import open_store
 from tests.several_labels import SEVERAL, build_several
+from trainer.batch import Batch
 from trainer.config import SelfTraining
-from trainer.data import Batch
 from trainer.evaluate import Predictions
 from trainer.measure import measure_run
-from trainer.objectives.ce import cross_entropy
+from trainer.objectives.cross_entropy import cross_entropy
 from trainer.objectives.kd import kd_loss
 from trainer.reference import FrozenClassifier
 from trainer.run import build_task, load_run, train_run

@@ -1,21 +1,41 @@
 """Distillation of logits."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from dla_cache.spec import StrictModel
+from trainer.features import LOGITS, Target
+from trainer.objectives.objective import ModelOutline, Need, Objective, ObjectiveInputs, Parties, TermConfig
 from trainer.precision import at_least_float32
 
 
-class KdConfig(StrictModel):
+class KdConfig(TermConfig):
     """Weight and temperature of the distillation; the defaults are the paper's 1 - a and T."""
 
-    weight: Annotated[float, Field(gt=0)] = 0.75
-    temperature: Annotated[float, Field(gt=0)] = 2.0
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.REFERENCE})
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.75
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+
+    def targets(self, reference: ModelOutline) -> tuple[Target, ...]:
+        return (LOGITS,)
+
+    def build(self, parties: Parties) -> Objective:
+        return Kd(self.temperature)
+
+
+class Kd(Objective):
+    """See `kd_loss`."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, inputs: ObjectiveInputs) -> Tensor:
+        teacher_logits = inputs.targets[LOGITS]
+        return kd_loss(inputs.student.logits, teacher_logits, self.temperature, is_multi_label=inputs.is_multi_label)
 
 
 def kd_loss(

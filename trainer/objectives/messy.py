@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, Self
+from itertools import chain
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -10,16 +11,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from dla_cache.errors import SpecError
-from dla_cache.spec import StrictModel
 from trainer.features import CLS, IMAGE, Layer, Target, resolve_layer
-from trainer.heads import MessyTerm, Reading
+from trainer.heads import MessyHeads, MessyTerm, Reading
+from trainer.objectives.objective import ModelOutline, Need, Objective, ObjectiveInputs, Parties, TermConfig
 from trainer.precision import at_least_float32
 
 
-class MessyConfig(StrictModel):
+class MessyConfig(TermConfig):
     """Weight of the term and what is predicted; the defaults are the paper's."""
 
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.REFERENCE, Need.STUDENT_BLOCKS})
     layers: Annotated[tuple[tuple[Layer, Layer], ...], Field(min_length=1)] = (
         (0.83, 0.83),
         (0.91, 0.91),
@@ -29,7 +30,7 @@ class MessyConfig(StrictModel):
     default is the paper's blocks 9, 10 and 11 of 12; pairs that fall together in a shallow model count once."""
     spans: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """What is predicted of the teacher: modalities, `image` or `cls`; all of its modalities when absent."""
-    targets: Literal["pooled", "tokens"] = "pooled"
+    what: Literal["pooled", "tokens"] = "pooled"
     """What of a span: its mean; or, of `spans: [image]`, each token, predicted from the student's image tokens."""
     read: Reading | None = None
     """What a head sees of the student's block: `cls`, `pooled` (the mean of the image tokens), or `spatial` (what a
@@ -41,11 +42,37 @@ class MessyConfig(StrictModel):
 
     @model_validator(mode="after")
     def _tokens_are_of_the_image(self) -> Self:
-        if self.targets == "tokens" and (self.spans not in (None, (IMAGE,)) or self.read is not None):
+        if self.what == "tokens" and (self.spans not in (None, (IMAGE,)) or self.read is not None):
             raise ValueError(
-                "`targets: tokens` goes from image tokens to image tokens: leave `read` out, and `spans` or `[image]`"
+                "`what: tokens` goes from image tokens to image tokens: leave `read` out, and `spans` or `[image]`"
             )
         return self
+
+    def targets(self, reference: ModelOutline) -> tuple[Target, ...]:
+        return tuple(dict.fromkeys(chain.from_iterable(messy_targets(self, reference.names, reference.spans))))
+
+    def build(self, parties: Parties) -> Objective:
+        return Messy(self, parties)
+
+
+class Messy(Objective):
+    """A head for each layer pair and each span that it predicts; see `messy_loss`."""
+
+    def __init__(self, config: MessyConfig, parties: Parties) -> None:
+        super().__init__()
+        student, reference = parties.student, parties.teacher()
+        terms = messy_terms(config, student.names, messy_targets(config, reference.names, reference.spans))
+        self.normalise_targets = config.normalise_targets
+        self.heads = MessyHeads(
+            terms,
+            list(student.blocks.values()),
+            {term.target: reference.width(term.target.block) for term in terms},
+            hidden=config.hidden,
+            read=what_to_read(config, student.spans),
+        )
+
+    def forward(self, inputs: ObjectiveInputs) -> Tensor:
+        return messy_loss(self.heads(inputs.student), inputs.targets, normalise_targets=self.normalise_targets)
 
 
 def what_to_read(config: MessyConfig, spans: Sequence[str]) -> Reading:
@@ -72,7 +99,7 @@ def messy_targets(config: MessyConfig, teacher_blocks: Sequence[str], spans: Seq
         SpecError: if there is no latent to predict, or no such span or layer.
     """
     modalities = [span for span in spans if span not in (CLS, IMAGE)]
-    wanted = config.spans or ((IMAGE,) if config.targets == "tokens" else modalities)
+    wanted = config.spans or ((IMAGE,) if config.what == "tokens" else modalities)
     if not wanted:
         raise SpecError(
             "`messy` predicts what a teacher makes of latents, and the run in `teacher` is not one that sees any",
@@ -86,7 +113,7 @@ def messy_targets(config: MessyConfig, teacher_blocks: Sequence[str], spans: Seq
             hint="name one of those",
         )
     blocks = [resolve_layer(teacher, teacher_blocks, "teacher") for _, teacher in config.layers]
-    return [[Target(config.targets, span, block) for span in wanted] for block in blocks]
+    return [[Target(config.what, span, block) for span in wanted] for block in blocks]
 
 
 def messy_terms(

@@ -1,0 +1,140 @@
+"""What one objective is: a config that says what it needs, and a module that gives its loss.
+
+Dimensions: B images, N tokens of a block, D its width, K classes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from dla_cache.spec import LatentFormat, StrictModel
+from trainer.features import Features, Target
+from trainer.objectives.cross_entropy import PLAIN, Balance, MixedLabels
+
+
+class Need(Enum):
+    """What an objective must be given beside the student's logits."""
+
+    LABELS = auto()
+    REFERENCE = auto()
+    """What a probe, a teacher or another student says of a batch, at hand or stored."""
+    STUDENT_BLOCKS = auto()
+    LATENTS = auto()
+    """Of the batch itself, without anybody who has looked at them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutline:
+    """What an objective must know of a model to fit to it."""
+
+    blocks: Mapping[str, int]
+    """Width D of each block by its name, in their order; none of a probe."""
+    spans: tuple[str, ...]
+    """What its tokens stand for: `cls` and `image` as far as it has them, and the modalities that it sees."""
+    n_classes: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its blocks."""
+        return tuple(self.blocks)
+
+    def width(self, block: int) -> int:
+        """D of a block's tokens."""
+        return list(self.blocks.values())[block]
+
+
+@dataclass(frozen=True, slots=True)
+class Parties:
+    """Between whom an objective stands."""
+
+    student: ModelOutline
+    reference: ModelOutline | None
+    """What the student learns from; None for a student of labels or latents alone."""
+    formats: Mapping[str, LatentFormat] = field(default_factory=dict)
+    """Of the latents that the objectives read."""
+    n_images: int = 0
+    """Rows of the store."""
+
+    def teacher(self) -> ModelOutline:
+        """The reference, for an objective that needs one."""
+        assert self.reference is not None
+        return self.reference
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveInputs:
+    """What is known of a batch; what no active objective needs may be left out."""
+
+    student: Features
+    """With blocks, where an objective needs them."""
+    labels: Tensor | None = None
+    """int64 [B], or [B, K] where images have several; -1 where an image has none."""
+    targets: Mapping[Target, Tensor] = field(default_factory=dict)
+    """What the student learns from says of the batch."""
+    latents: Mapping[str, Tensor] = field(default_factory=dict)
+    """Raw latents of the images, float32 [B, *shape] or int64 codes."""
+    rows: Tensor | None = None
+    """int64 [B], the images' rows in the store."""
+    step: int = 0
+    """Counted from 0."""
+    is_multi_label: bool = False
+    """Whether each class is a question of its own."""
+    balance: Balance = PLAIN
+    """How the cross entropy evens out classes."""
+    mixed: MixedLabels | None = None
+    """Whose labels count beside an image's own, where images are mixed."""
+
+    def lacks(self, config: "TermConfig", targets: tuple[Target, ...]) -> list[str]:
+        """Names of what a term needs and is not there."""
+        absent = [str(target) for target in targets if target not in self.targets]
+        if Need.LABELS in config.needs and self.labels is None:
+            absent.append("labels")
+        if Need.STUDENT_BLOCKS in config.needs and not self.student.blocks:
+            absent.append("the student's blocks")
+        return absent + [name for name in config.latents if name not in self.latents]
+
+
+class Objective(nn.Module):
+    """One term of the loss, with all that is trained for it beside the student and thrown away afterwards."""
+
+    def forward(self, inputs: ObjectiveInputs) -> Tensor | None:
+        """The unweighted loss [], float32 or wider; None if it has nothing to say on this batch.
+
+        Targets are detached here, whatever they come from.
+        """
+        raise NotImplementedError
+
+    def set_statistics(self, modality: str, mean: Tensor, std: Tensor) -> None:
+        """Takes the per-channel mean and standard deviation [C] of a modality, over the training splits."""
+
+
+class TermConfig(StrictModel):
+    """Base of an objective's config: its weight, what it needs, and how its module is made."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        """Modalities whose latents it reads itself."""
+        return ()
+
+    def targets(self, reference: ModelOutline) -> tuple[Target, ...]:
+        """What the reference must be asked about each batch.
+
+        Raises:
+            SpecError: if the reference cannot say it.
+        """
+        return ()
+
+    def build(self, parties: Parties) -> Objective:
+        """Its module, freshly initialised from torch's generator.
+
+        Raises:
+            SpecError: if student or reference have not what it is about.
+        """
+        raise NotImplementedError
