@@ -124,7 +124,9 @@ def train(
             (f"  {name}", f"{100 * score:.1f} %", "of this part or input only")
             for name, score in list(result.branches.items())[1:]
         ),
-        ("training", f"{result.train_seconds:.1f} s", f"{result.images_per_s:.0f} images/s"),
+        ("training", f"{result.train_seconds:.1f} s", f"{result.images_per_s:.0f} images/s")
+        if result.best_step
+        else ("training", "none", "the weights are those it began with"),
     ]
     print_table(("measured", "value", ""), rows)
     typer.echo(f"run folder {config.output}")

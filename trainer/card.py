@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from dla_cache import __version__
+from dla_cache.control_recipe import control_note, is_control
 from dla_cache.errors import DlaError
 from dla_cache.spec import Recipe
 from dla_cache.store import open_store
@@ -224,7 +225,8 @@ def provenance(run: TrainedRun, recipes: Mapping[str, Recipe]) -> dict[str, str]
         if name in recipes:
             recipe = recipes[name]
             weights = f", weights sha256 `{recipe.weights_sha256}`" if recipe.weights_sha256 else ""
-            lines[f"latents of `{name}`, source"] = f"`{recipe.source}`{weights}"
+            note = f", {control_note(recipe)}" if is_control(recipe) else ""
+            lines[f"latents of `{name}`, source"] = f"`{recipe.source}`{weights}{note}"
     return lines
 
 

@@ -232,7 +232,7 @@ def result_of(
         branch_intervals=intervals,
         **at_first,
         train_seconds=done.train_seconds,
-        images_per_s=n_steps * config.images_per_step / done.train_seconds,
+        images_per_s=n_steps * config.images_per_step / done.train_seconds if n_steps else 0.0,
     )
 
 

@@ -71,6 +71,7 @@ class RunResult(StrictModel):
     """What the scores are: top-1, or mean average precision where an image may have several classes."""
     seed: int
     best_step: int
+    """0 of a run of no steps, whose weights are those it began with."""
     validation_score: float
     """Of the kept weights; chosen among steps, so a little optimistic."""
     test_score: float | None

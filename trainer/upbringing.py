@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from dla_cache.control_recipe import control_note
 from dla_cache.errors import RecipeMismatchError, SpecError
 from dla_cache.spec import ORIGINAL_IMAGES, ImageRecipe
 from dla_cache.store import LatentStore
@@ -133,8 +134,10 @@ def data_facts(
             )
         for name in upbringing.latents:
             if name not in recipes or recipes[name].hash != taught.recipes[name]:
+                note = control_note(recipes[name]) if name in recipes else ""
                 raise RecipeMismatchError(
-                    f"`{upbringing.place}` was trained on another recipe of `{name}` than `{config.store}` holds",
+                    f"`{upbringing.place}` was trained on another recipe of `{name}` than `{config.store}` holds"
+                    f"{f', a {note}' if note else ''}",
                     hint="train the teacher again on this store, or name the store it was trained on",
                 )
     return facts
