@@ -1,7 +1,7 @@
 """`dla demo`: the whole path on the embedded data, measured."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,9 +80,12 @@ def demo(
 
 
 def build_embedded_cache(
-    out: Path, *, should_stop: Callable[[], bool] = lambda: False
+    out: Path, *, modalities: Sequence[str] | None = None, should_stop: Callable[[], bool] = lambda: False
 ) -> tuple["LatentStore", "BuildReport", "Manifest"]:
     """The embedded data as files and the store of their latents; whatever is there already stays.
+
+    Args:
+        modalities: whose latents; all that embedded sources make when None.
 
     Returns:
         The store, what the build did, and the manifest.
@@ -106,6 +109,8 @@ def build_embedded_cache(
         write_relief_digits(out / "data", on_progress=lambda _split, _n: stop_if(should_stop))
     manifest = read_manifest(path)
     spec = read_yaml(Path(__file__).parent / "specs" / "cache.yaml", CacheSpec)
+    if modalities is not None:
+        spec = spec.model_copy(update={"latents": tuple(one for one in spec.latents if one.modality in modalities)})
     with ProgressReporter("build", "images") as reporter:
 
         def show(at: BuildProgress) -> None:

@@ -225,9 +225,6 @@ def serve(work: Work, connection: Connection, log: str, parent: int) -> None:
     def should_stop() -> bool:
         return asked or os.getppid() != parent
 
-    import torch
-
-    torch.set_num_threads(1)
     with suppress(EOFError, OSError):  # whoever asked is gone
         while not should_stop():
             if connection.poll(POLL_S):

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from dla_cache.errors import CheckpointError, LostProcessError, TrainingError, WorkInterrupted
 from dla_cache.spec import StrictModel
 from trainer.checkpoint import write_atomically
@@ -82,7 +84,8 @@ class Job:
 
 
 def do_job(work: RunConfig | TargetsConfig, tell: Tell, should_stop: Callable[[], bool]) -> None:
-    """Trains a run, or goes on with it; or makes targets."""
+    """Trains a run, or goes on with it; or makes targets. In one thread: two processes of one beat one of two."""
+    torch.set_num_threads(1)
     if isinstance(work, RunConfig):
         wait_until_free(Path(work.output), should_stop)
         train_run(work, resume=True, on_progress=lambda at: tell(at.step, at.steps), should_stop=should_stop)
@@ -136,12 +139,12 @@ class StudyFolder:
 
 
 def run_study(
-    plan: StudyPlan,
+    folder: StudyFolder,
     *,
     n_processes: int,
     on_progress: Callable[[int, int, str], None] = lambda _done, _total, _note: None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> StudyFolder:
+) -> StudyState:
     """Does every run of a study that is not done yet; tuning first, each after what it learns from.
 
     Whatever ends it, the same call goes on: finished runs stay, and those under way go on from their checkpoint.
@@ -155,7 +158,7 @@ def run_study(
         WorkInterrupted: if `should_stop` said so; runs under way have made a checkpoint.
         StoreError: if the folder cannot be written.
     """
-    folder = StudyFolder(plan)
+    plan = folder.plan
     with WorkerPool(do_job, n_processes, plan.out / "logs") as pool:
         has_news = True
         while True:
@@ -166,7 +169,8 @@ def run_study(
                 write_plan(plan, state)
                 if len(done) == len(jobs):
                     assert state.is_whole
-                    return folder
+                    on_progress(len(known := {run.key for run in state.runs}), len(known), "")
+                    return state
             under_way = pool.under_way
             ready = [
                 (key, job)

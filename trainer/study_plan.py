@@ -57,8 +57,9 @@ def store_facts(store: LatentStore, place: str, images: str | None) -> StudyStor
     )
 
 
-NO_STORE = StudyStore("no-store", None, "", {}, {})
-"""In place of a store that need not be there: the plan has the same runs."""
+def no_stores(spec: StudySpec) -> dict[str | None, StudyStore]:
+    """In place of stores that need not be there: each holds something of its own, so the plan has as many runs."""
+    return {name: StudyStore("no-store", None, f"rows of {name}", {}, {}) for name in (None, *spec.stores)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +97,16 @@ class PlannedRun:
         share = "" if self.config.label_fraction == 1 else f", {self.config.label_fraction:g} of the labels"
         return f"{self.arm}{teacher}, seed {self.seed}{trial}{share}"
 
-    @property
-    def seen(self) -> tuple[str, ...] | None:
-        """The modalities that it reads for itself; None for all of its store."""
-        return () if self.config.kind == "student" else self.config.modalities
+
+def latents_of(run: PlannedRun, *, is_taught_by_targets: bool) -> tuple[str, ...] | None:
+    """The modalities that a run reads of its store: for itself, its objectives, or its teacher; None for all."""
+    if run.config.kind != "student":
+        return run.config.modalities
+    of_objectives = () if run.config.objective is None else run.config.objective.latents
+    if run.upstream is None or is_taught_by_targets or run.upstream.config.kind == "student":
+        return tuple(of_objectives)
+    of_teacher = run.upstream.config.modalities
+    return None if of_teacher is None else tuple(dict.fromkeys((*of_teacher, *of_objectives)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +131,6 @@ class StudyPlan:
         out: Path,
         *,
         base: Path = Path(),
-        device: str = "cpu",
     ) -> None:
         """
         Args:
@@ -134,8 +140,9 @@ class StudyPlan:
         Raises:
             SpecError: if an arm's fields make no run, or some value that might be tried does not fit.
         """
-        self.spec, self.stores, self.out, self.device = spec, stores, out, device
+        self.spec, self.stores, self.out = spec, stores, out
         self.arms = ArmConfigs(spec, base)
+        self._runtime: dict[str, Any] = {"device": spec.device, "threads": spec.threads}
         self._made: dict[tuple[Any, ...], PlannedRun] = {}
 
     def state(self, validation: Validation) -> StudyState:
@@ -251,9 +258,7 @@ class StudyPlan:
         if run.stage == "tuning":
             config = config.model_copy(update={"roles": config.roles.model_copy(update={"test": ()})})
         targets = self._targets(run, store)
-        seen = run.seen
-        if run.upstream is not None and targets is None:
-            seen = run.upstream.seen
+        seen = latents_of(run, is_taught_by_targets=targets is not None)
         latents = {name: store.latents_sha256.get(name) for name in (store.latents_sha256 if seen is None else seen)}
         sees_images = config.kind != "probe"
         key = address_of(
@@ -272,7 +277,7 @@ class StudyPlan:
         elif run.upstream is not None:
             places["teacher"] = run.upstream.config.output
         # What places the config had were those of no run, put there to make it whole.
-        config = config.model_copy(update={"teacher": None, "targets": None, **places, "device": self.device})
+        config = config.model_copy(update={"teacher": None, "targets": None, **places, **self._runtime})
         return replace(run, key=key, config=config, targets=targets)
 
     def _targets(self, run: PlannedRun, store: StudyStore) -> PlannedTargets | None:
@@ -289,7 +294,7 @@ class StudyPlan:
             splits=run.config.training_splits,
             view=self.arms.views(run.arm, run.settings).model_copy(update={"count": asked.views}),
             objective=run.config.objective,
-            device=self.device,
+            **self._runtime,
         )
         said = config.model_dump(mode="json", include={"splits", "view", "objective"})
         key = address_of({"targets": said, "rows": store.rows_sha256, "learns_from": run.upstream.key})

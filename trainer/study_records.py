@@ -21,7 +21,7 @@ from trainer.answers import Answers, read_answers
 from trainer.checkpoint import MetricsFile, write_atomically
 from trainer.run_folder import RunResult, read_record
 from trainer.study import StudyFolder, TargetsRecord, targets_record
-from trainer.study_plan import PlannedRun, StudyState
+from trainer.study_plan import PlannedRun, StudyState, latents_of
 
 SPEC_NAME, RUNS_NAME, IMAGES_NAME, SELECTION_NAME = "spec.yaml", "runs.csv", "images.csv", "selection.json"
 
@@ -151,7 +151,8 @@ def upstream_seconds(
     one: PlannedRun | None = run
     while one is not None:
         store = folder.plan.spec.store_of(one.arm)
-        for modality in built[store] if one.seen is None else one.seen:
+        seen = latents_of(one, is_taught_by_targets=one.targets is not None)
+        for modality in built[store] if seen is None else seen:
             if modality not in built[store]:
                 return None
             seconds[f"latents of {store}, {modality}"] = built[store][modality]

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from dla_cache.spec import canonical_json
-from trainer.study_spec import Axis, Tuning
+from trainer.study_entries import Axis
+from trainer.study_spec import Tuning
 
 Settings = Mapping[str, Any]
 """Dotted name of a run's field → value."""

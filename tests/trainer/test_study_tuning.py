@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.study_spec import Axis, Tuning
+from trainer.study_entries import Axis
+from trainer.study_spec import Tuning
 from trainer.study_tuning import grid_trials, tune, values_beyond
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dla_cache.spec import parse_spec
 from dla_cache.store import open_store
-from trainer.study_plan import NO_STORE, StudyPlan, store_facts
+from trainer.study_plan import StudyPlan, no_stores, store_facts
 from trainer.study_records import build_seconds, write_study
 from trainer.study_spec import StudySpec
 
@@ -57,12 +57,10 @@ def make_spec(tiny, **fields):
 def make_plan(tiny, out, *, store=None, **fields):
     """The plan of a study on the tiny cache; without a store, of one that need not be there."""
     spec = make_spec(tiny, **fields)
-    facts = (
-        NO_STORE
-        if out is None
-        else store_facts(open_store(store or tiny.store), str(store or tiny.store), str(tiny.images))
-    )
-    return StudyPlan(spec, dict.fromkeys([None, *spec.stores], facts), Path(out or "out"))
+    if out is None:
+        return StudyPlan(spec, no_stores(spec), Path("out"))
+    facts = store_facts(open_store(store or tiny.store), str(store or tiny.store), str(tiny.images))
+    return StudyPlan(spec, dict.fromkeys([None, *spec.stores], facts), out)
 
 
 def write(tiny, folder):
