@@ -1,6 +1,7 @@
 """What `dla study run --dry-run` says: every arm, its runs and whom it learns from, and the time if some is known."""
 
 import json
+import math
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,7 @@ def estimated_seconds(rows: list[dict[str, Any]], out: Path) -> float | None:
     if not seconds:
         return None
     mean = fmean(fmean(values) for values in seconds.values())
-    return sum(
+    return math.fsum(
         (row["tuning_runs"] + row["final_runs"]) * (fmean(seconds[row["arm"]]) if row["arm"] in seconds else mean)
         for row in rows
     )

@@ -40,15 +40,16 @@ def open_stores(
     from trainer.study_records import build_seconds
 
     opened: dict[str | None, LatentStore] = {}
+    places: dict[str | None, str] = {}
+    images: str | None
     if spec.data is not None:
-        place, images = str((out / "cache.zarr").absolute()), str((out / "data").absolute())
+        places[None], images = str((out / "cache.zarr").absolute()), str((out / "data").absolute())
         opened[None], _, _ = build_embedded_cache(out, modalities=MODALITIES[spec.data], should_stop=should_stop)
     else:
         assert spec.store is not None
-        place = place_of(spec.store, base)
+        places[None] = place_of(spec.store, base)
         images = None if spec.images is None else str(base / spec.images)
-        opened[None] = open_store(place)
-    places = {None: place}
+        opened[None] = open_store(places[None])
     for name, entry in spec.stores.items():
         if entry.path is not None:
             places[name] = place_of(entry.path, base)

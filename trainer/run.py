@@ -51,6 +51,7 @@ from trainer.tasks import ClassifierTask, ProbeTask, StudentTask, TeacherTask
 from trainer.teacher import Teacher, TeacherConfig
 from trainer.tracking import Trackers, check_trackers
 from trainer.upbringing import TrainedRun, Upbringing, check_same_pixels, data_facts, taught_by, taught_by_targets
+from trainer.watch import mean_shares, nearly_inert
 
 EVALUATION_BATCH_SIZE = 256
 
@@ -168,9 +169,14 @@ def _train_locked(
         gathered = in_turn(processes.gather(answers))
         processes.from_first(lambda: write_answers(folder / ANSWERS_NAME, gathered))
     kept = task.student if isinstance(task, StudentTask) else task.module
-    n_parameters = sum(parameter.numel() for parameter in kept.parameters())
-    at_first = {"position_to_content": position_to_content, "parameters": n_parameters}
-    result = result_of(config, facts, done, test, at_first, n_steps=loop.step)
+    shares = mean_shares(record["gradient_shares"] for record in loop.metrics)
+    more = {
+        "position_to_content": position_to_content,
+        "gradient_shares": shares,
+        "inert": nearly_inert(shares),
+        "parameters": sum(parameter.numel() for parameter in kept.parameters()),
+    }
+    result = result_of(config, facts, done, test, more, n_steps=loop.step)
     if isinstance(task, StudentTask) and processes.is_first:
         scale = PixelScale(config.pixel_mean, config.pixel_std)
         export_student(
@@ -206,7 +212,7 @@ def result_of(
     facts: DataFacts,
     done: LoopResult,
     test: Mapping[str, Score],
-    at_first: Mapping[str, Any],
+    more: Mapping[str, Any],
     *,
     n_steps: int,
 ) -> RunResult:
@@ -214,7 +220,7 @@ def result_of(
 
     Args:
         test: by name, the answer of the model first, then its parts; empty if no test split was read.
-        at_first: fields that were known before the first step.
+        more: fields that say nothing of the test split.
     """
     intervals = {name: score.interval() for name, score in test.items()}
     answer, (low, high) = next(iter(test.values()), None), next(iter(intervals.values()), (None, None))
@@ -230,7 +236,7 @@ def result_of(
         test_images=0 if answer is None else answer.n,
         branches={name: score.value for name, score in test.items()},
         branch_intervals=intervals,
-        **at_first,
+        **more,
         train_seconds=done.train_seconds,
         images_per_s=n_steps * config.images_per_step / done.train_seconds if n_steps else 0.0,
     )

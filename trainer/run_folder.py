@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from dla_cache.durable import make_folder, writing_to
 from dla_cache.errors import CheckpointError, RecipeMismatchError, SpecError
@@ -87,6 +87,10 @@ class RunResult(StrictModel):
     position_to_content: dict[str, float]
     """Before training, for each span: norm of the positions over norm of their tokens. Well below 1 a model
     hardly knows where a token lies."""
+    gradient_shares: dict[str, float] = Field(default_factory=dict)
+    """Of each loss term: its mean share of the summed norms of the terms' own gradients, over all evaluations."""
+    inert: tuple[str, ...] = ()
+    """Terms below one percent of it: active, and nearly without effect."""
     parameters: int
     """Numbers that make up the model that is kept: a student's are without its throw-away heads."""
     train_seconds: float

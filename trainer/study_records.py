@@ -9,7 +9,6 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from dla_cache.errors import CheckpointError, SpecError, name_some
 from dla_cache.spec import canonical_json
 from dla_cache.store import LatentStore
 from trainer.answers import Answers, read_answers
-from trainer.checkpoint import MetricsFile, write_atomically
+from trainer.checkpoint import write_atomically
 from trainer.run_folder import RunResult, read_record
 from trainer.study import StudyFolder, TargetsRecord, targets_record
 from trainer.study_plan import PlannedRun, StudyState, latents_of
@@ -47,9 +46,6 @@ RUN_COLUMNS = (
     "test_hits",
 )
 IMAGE_COLUMNS = ("image_id", "label", "group")
-
-NEARLY_INERT = 0.01
-"""A term with less than this share of the gradient hardly teaches."""
 
 
 def build_seconds(store: LatentStore) -> dict[str, float]:
@@ -104,7 +100,6 @@ def run_line(
     built: Mapping[str | None, Mapping[str, float]],
 ) -> list[Any]:
     """A run's cells of `runs.csv`."""
-    shares = gradient_shares(folder.plan.folder_of(run.key))
     has_hits = answers is not None and result.metric == "top-1"
     return [
         run.key,
@@ -123,8 +118,8 @@ def run_line(
         round(result.images_per_s, 3),
         upstream_seconds(folder, run, built),
         result.parameters,
-        canonical_json(shares),
-        canonical_json([term for term, share in shares.items() if share < NEARLY_INERT]),
+        canonical_json(result.gradient_shares),
+        canonical_json(list(result.inert)),
         hits_text(answers.hits()) if has_hits and answers is not None else None,
     ]
 
@@ -132,15 +127,6 @@ def run_line(
 def hits_text(hits: Sequence[bool]) -> str:
     """One bit an image, the most significant first, as hex digits of whole bytes."""
     return np.packbits(np.array(hits, bool)).tobytes().hex()
-
-
-def gradient_shares(folder: Path) -> dict[str, float]:
-    """Term → mean share of the summed gradient norms, over the evaluations that logged it."""
-    shares: dict[str, list[float]] = {}
-    for line in MetricsFile(folder / "metrics.jsonl"):
-        for term, share in line.get("gradient_shares", {}).items():
-            shares.setdefault(term, []).append(share)
-    return {term: fmean(values) for term, values in shares.items()}
 
 
 def upstream_seconds(
