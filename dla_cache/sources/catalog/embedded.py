@@ -41,6 +41,7 @@ def embedded(modality: Modality, name: str, summary: str, note: str, *, ignores_
         summary,
         LICENCE,
         note,
+        saw_labels=SAW_LABELS in note,
         ignores_seed=ignores_seed,
         size="8 x 4 x 4 float16",
         bytes_per_image=256,
