@@ -3,9 +3,9 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
@@ -15,6 +15,10 @@ from cli.render import ProgressReporter, counted
 from cli.settings import apply_overrides
 from cli.signals import stop_on_signals
 from dla_cache.remote import is_remote
+
+if TYPE_CHECKING:
+    from cli.study_stores import OpenedStore
+    from trainer.study_plan import StudyState
 
 
 def run_command(
@@ -42,6 +46,7 @@ def run_command(
     from cli.study_dry_run import show_plan
     from cli.study_stores import open_stores
     from dla_cache.spec import load_yaml, parse_spec
+    from trainer.leak_audit import AUDIT_NAME
     from trainer.run_folder import locked_run
     from trainer.study import StudyFolder, run_study
     from trainer.study_plan import StudyPlan, no_stores
@@ -53,7 +58,7 @@ def run_command(
     text = spec_path.read_text(encoding="utf-8") if not overrides else yaml.safe_dump(value, sort_keys=False)
     # A place on the command line starts from here, one in the file from the file.
     if store is not None:
-        value = {name: one for name, one in value.items() if name not in ("data", "images")} | {"store": placed(store)}
+        value = {name: one for name, one in value.items() if name != "data"} | {"store": placed(store)}
     if images is not None:
         value |= {"images": str(images.absolute())}
     spec, base = parse_spec(value, StudySpec, where=str(spec_path)), spec_path.parent.absolute()
@@ -65,20 +70,43 @@ def run_command(
         return
     require_device(spec.device)
     with locked_run(out), stop_on_signals() as should_stop:
-        stores, built = open_stores(spec, base, out, should_stop=should_stop)
-        folder = StudyFolder(StudyPlan(spec, stores, out.absolute(), base=base))
+        stores = open_stores(spec, base, out, should_stop=should_stop)
+        facts = {name: one.facts for name, one in stores.items()}
+        built = {name: one.build_seconds for name, one in stores.items()}
+        folder = StudyFolder(StudyPlan(spec, facts, out.absolute(), base=base))
+        was_done = folder.is_whole
         try:
             with ProgressReporter("study", "runs") as reporter:
                 show = from_found(reporter)
                 state = run_study(folder, n_processes=processes, on_progress=show, should_stop=should_stop)
         finally:  # whatever ended it: a page of what is there can be made
             place = write_study(folder, text, built, None if spec.groups is None else base / spec.groups)
+        if not (was_done and (place / AUDIT_NAME).exists()):
+            write_audit(place, stores, state)
     if as_json:
         typer.echo(json.dumps({"study": spec.name, "runs": len(state.runs), "folder": str(place)}))
         return
     n_runs = Counter(run.stage for run in state.runs)
     typer.echo(f"{counted(n_runs['final'], 'final run')}, {counted(n_runs['tuning'], 'run')} of tuning")
     typer.echo(f"what was found: {place}")
+
+
+def write_audit(place: Path, stores: "Mapping[str | None, OpenedStore]", state: "StudyState") -> None:
+    """Looks whether what was tested had been learned from, and writes what was found."""
+    from trainer.checkpoint import write_atomically
+    from trainer.leak_audit import AUDIT_NAME, leak_audit
+    from trainer.study_plan import latents_of
+
+    own = stores[None]
+    read = [latents_of(run, is_taught_by_targets=run.targets is not None) for run in state.runs]
+    audit = leak_audit(
+        own.store,
+        [run.config.roles for run in state.runs],
+        image_root=None if own.facts.images is None else Path(own.facts.images),
+        more_stores={name: one.store for name, one in stores.items() if name is not None},
+        modalities=None if None in read else {name for names in read for name in names or ()},
+    )
+    write_atomically(place / AUDIT_NAME, audit.model_dump_json(indent=1).encode())
 
 
 def placed(store: str) -> str:

@@ -1,6 +1,7 @@
 """The stores of a study: those it names, those made from them, and the embedded data where it asks for them."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,21 @@ MODALITIES = {"relief-digits": None, "relief-digits-depth": ("depth",)}
 """Whose latents are built of the embedded data."""
 
 
+@dataclass(frozen=True, slots=True)
+class OpenedStore:
+    """A store of a study, and what is to be known of it."""
+
+    store: "LatentStore"
+    facts: "StudyStore"
+    """What addresses of runs depend on."""
+    build_seconds: Mapping[str, float]
+    """Modality → seconds that building its latents took."""
+
+
 def open_stores(
     spec: "StudySpec", base: Path, out: Path, *, should_stop: Callable[[], bool]
-) -> tuple[dict[str | None, "StudyStore"], dict[str | None, Mapping[str, float]]]:
-    """By the names that arms give them, None for the study's own: what addresses of runs depend on, and the seconds
-    that building each modality took.
+) -> dict[str | None, OpenedStore]:
+    """The stores by the names that arms give them, None for the study's own.
 
     Embedded data and controls are made in `out`, unless they are there.
 
@@ -57,8 +68,10 @@ def open_stores(
         else:
             folder = build_control(name, entry, opened[None], base, out, should_stop)
             places[name], opened[name] = str(folder.absolute()), open_store(folder)
-    facts = {name: store_facts(store, places[name], images) for name, store in opened.items()}
-    return facts, {name: build_seconds(store) for name, store in opened.items()}
+    return {
+        name: OpenedStore(store, store_facts(store, places[name], images), build_seconds(store))
+        for name, store in opened.items()
+    }
 
 
 def place_of(place: str, base: Path) -> str:

@@ -133,6 +133,12 @@ class StudyFolder:
             return self.result(key) is not None
         return targets_record(Path(job.work.output)).exists()
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every run of the study is done."""
+        state = self.state()
+        return state.is_whole and all(self.result(run.key) is not None for run in state.runs)
+
     def state(self) -> StudyState:
         """The runs that are known by now."""
         return self.plan.state(self.validation)

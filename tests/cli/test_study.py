@@ -86,6 +86,9 @@ def test_a_study_with_a_control_and_two_shares_of_the_labels_runs_and_tells_how_
     assert [(run["arm"], run["label_fraction"]) for run in runs] == [
         (arm, share) for arm in ("alone", "teacher", "kd") for share in ("0.5", "1.0")
     ]
+    audit = json.loads((out / "study" / "audit.json").read_text())
+    assert audit["images"] == {"labelled": 6, "transfer": 8, "validation": 6, "test": 4}
+    assert dla("study", "report", out / "study").exit_code == 0
     said = json.loads(dla("study", "status", out, "--json").stdout)
     assert (said["done"], said["is_whole"], said["failures"]) == (6, True, {})
     assert "6 of 6 runs done" in dla("study", "status", out).stdout
