@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from dla_cache.durable import make_folder, writing_to
-from dla_cache.errors import CheckpointError, RecipeMismatchError, SpecError
+from dla_cache.errors import CheckpointError, RecipeMismatchError, RunInUseError, SpecError
 from dla_cache.remote import is_remote
 from dla_cache.spec import ORIGINAL_IMAGES, ImageRecipe, LatentFormat, StrictModel, canonical_json, load_yaml
 from dla_cache.store import LatentStore
@@ -128,7 +128,7 @@ def locked_run(folder: Path) -> Iterator[None]:
     A folder that is made here goes again if nothing came into it: it would stand in the way of a corrected run.
 
     Raises:
-        CheckpointError: if another process trains there.
+        RunInUseError: if another process trains there.
         StoreError: if the folder cannot be made or locked.
     """
     is_new = not folder.exists()
@@ -138,7 +138,7 @@ def locked_run(folder: Path) -> Iterator[None]:
         is_locked = try_lock(descriptor)
     try:
         if not is_locked:
-            raise CheckpointError(
+            raise RunInUseError(
                 f"another process trains in `{folder}`", hint="wait until it is done, or choose another output"
             )
         yield

@@ -11,14 +11,13 @@ Legend of a study's folder:
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from dla_cache.errors import CheckpointError, LostProcessError, TrainingError, WorkInterrupted
+from dla_cache.errors import CheckpointError, LostProcessError, RunInUseError, TrainingError, WorkInterrupted
 from dla_cache.spec import StrictModel
 from trainer.checkpoint import write_atomically
 from trainer.config import RunConfig
@@ -87,9 +86,15 @@ def do_job(work: RunConfig | TargetsConfig, tell: Tell, should_stop: Callable[[]
     """Trains a run, or goes on with it; or makes targets. In one thread: two processes of one beat one of two."""
     torch.set_num_threads(1)
     if isinstance(work, RunConfig):
-        wait_until_free(Path(work.output), should_stop)
-        train_run(work, resume=True, on_progress=lambda at: tell(at.step, at.steps), should_stop=should_stop)
-        return
+        until = time.monotonic() + LOCK_TIMEOUT_S
+        while True:
+            try:
+                train_run(work, resume=True, on_progress=lambda at: tell(at.step, at.steps), should_stop=should_stop)
+                return
+            except RunInUseError:
+                if should_stop() or time.monotonic() > until:
+                    raise
+                time.sleep(POLL_S)
     report = make_targets(work, on_progress=tell, should_stop=should_stop)
     record = TargetsRecord(seconds=report.seconds)
     write_atomically(targets_record(Path(work.output)), record.model_dump_json().encode())
@@ -98,15 +103,6 @@ def do_job(work: RunConfig | TargetsConfig, tell: Tell, should_stop: Callable[[]
 def targets_record(folder: Path) -> Path:
     """The file that says that stored targets are whole."""
     return folder.with_suffix(".json")
-
-
-def wait_until_free(folder: Path, should_stop: Callable[[], bool]) -> None:
-    """Returns when no other process trains in a folder, or after `LOCK_TIMEOUT_S`: who trains there is told then."""
-    until = time.monotonic() + LOCK_TIMEOUT_S
-    while folder.exists() and time.monotonic() < until and not should_stop():
-        with suppress(CheckpointError), locked_run(folder):
-            return
-        time.sleep(POLL_S)
 
 
 class StudyFolder:
@@ -270,5 +266,5 @@ def is_trained_in(folder: Path) -> bool:
     try:
         with locked_run(folder):
             return False
-    except CheckpointError:
+    except RunInUseError:
         return True

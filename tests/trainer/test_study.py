@@ -165,7 +165,7 @@ def test_a_study_that_is_killed_and_then_one_of_its_workers_finds_the_same(tiny,
     out = tmp_path / "out"
     command = [sys.executable, "-m", "cli.main", "study", "run", tmp_path / "study.yaml", "--out", out]
     killed = subprocess.Popen([*command, "--processes", "1"], env={**os.environ, "PYTHONPATH": str(ROOT)})
-    until = time.monotonic() + 120
+    until = time.monotonic() + 400
     while len(list((out / "runs").glob("*/result.json"))) < 3:
         assert killed.poll() is None
         assert time.monotonic() < until
