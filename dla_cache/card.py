@@ -113,10 +113,13 @@ def _seal(text: bytes) -> bytes:
 
 def _title(store: LatentStore) -> str:
     names = ", ".join(store.modalities)
+    controls = [name for name in store.modalities if is_control(store.recipe(name))]
+    remark = f"\n**Not so {', '.join(controls)}**: it is a control, made to be compared with the real latents.\n"
     return (
         f"{CARD_TITLE}{len(store.rows_of())} images: {names}\n\n"
         "For each image what a generator made of it, stopped before its decoder: raw numbers as the source put them\n"
         "out, not standardised, in the order of the row table. Made to train models that see the image alone.\n"
+        f"{remark if controls else ''}"
     )
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from dla_cache.card import write_card
 from dla_cache.control_composers import ClassVectors, Composer, Fabricated, Noise, Shuffle
-from dla_cache.control_recipe import Kind, control_recipe
-from dla_cache.errors import SpecError, StoreError
+from dla_cache.control_recipe import MEANINGS, Kind, control_recipe
+from dla_cache.errors import SpecError, StoreError, name_some
 from dla_cache.store import LatentStore, create_store
 from dla_cache.store.exchange import check_equal, copy_shard, count_missing, one_by_one
 from dla_cache.store.layout import payload_bytes
@@ -81,6 +81,8 @@ def plan_control(
     """What `control_store` would write; nothing is written. Arguments, and errors before the first write, are its."""
     if out.resolve() == source.path.resolve():
         raise StoreError(f"`{out}` is the store to read", hint="name a new folder to write to")
+    if kind not in MEANINGS:  # as from a file that nobody has checked
+        raise SpecError(f"there is no control `{kind}`", hint=f"kinds: {', '.join(MEANINGS)}")
     for name, value in {"labels": labels, "noise": noise, "features": features, "series": series}.items():
         if value is not None and kind not in USED_BY[name]:
             used = ", ".join(f"`{one}`" for one in USED_BY[name])
@@ -89,6 +91,8 @@ def plan_control(
     if not source.rows.n_kept:
         raise SpecError(f"`{source.place}` holds no image", hint="name the store of the real latents")
     chosen = tuple(sorted(set(source.modalities if modalities is None else modalities)))
+    if not chosen:
+        raise SpecError(f"no modality of `{source.place}` is named", hint=f"it has {name_some(source.modalities)}")
     real = {name: source.recipe(name) for name in chosen}
     composer: Composer
     if kind.startswith("shuffled"):

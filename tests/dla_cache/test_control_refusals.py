@@ -130,6 +130,8 @@ def test_controls_that_go_by_a_class_refuse_images_of_several(make: Make, tmp_pa
         ("shuffled", {"series": "depth"}, "has no use for `series`"),
         ("label-embedding", {"noise": 1.5}, "`noise` is 1.5"),
         ("fabricated", {}, "is made of another model's features"),
+        ("mixed", {}, "there is no control `mixed`"),
+        ("gaussian", {"modalities": []}, "no modality of `.*` is named"),
         ("gaussian", {"modalities": ["audio"]}, "has no modality `audio`"),
     ],
 )

@@ -92,6 +92,7 @@ def test_a_control_has_the_images_and_shapes_of_the_real_store_and_says_what_it_
         assert (latents_of(control, name) != latents_of(source, name)).any()
     card = (tmp_path / "c" / "README.md").read_text()
     assert f"**control \\`{kind}\\` of \\`made\\`, seed 5" in card
+    assert "**Not so audio, depth**" in card
     assert "dla cache build" not in card
 
 
