@@ -80,7 +80,8 @@ def compare(table: StudyTable, first: str, second: str, fraction: float | None, 
         differing = sorted(sets[0] ^ sets[1], key=str)
         what = [f"teacher seed {teacher}, seed {seed}" if teacher is not None else f"seed {seed}" for teacher, seed in
                 differing]  # fmt: skip
-        where = f"one alone has {name_some(what)}" if what else f"shares of the labels are {shares[0]} and {shares[1]}"
+        told = [" or ".join(f"{share:g}" for share in sorted(one)) for one in shares]
+        where = f"one alone has {name_some(what)}" if what else f"shares of the labels are {told[0]} and {told[1]}"
         raise StudyError(
             f"`{first}` and `{second}` are not a paired comparison: {where}",
             hint="run the same seeds of both, with `dla study run` again; `--partial` compares those that both have",

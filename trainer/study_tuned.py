@@ -26,9 +26,9 @@ class TunedArm:
 
 
 def describe_tuning(table: StudyTable, name: str) -> TunedArm | None:
-    """What was tried of an arm; None if it was not tuned."""
+    """What was tried of an arm; None if it was not tuned, as a teacher that only taught those that were."""
     runs = table.tuning(name)
-    if not runs:
+    if not runs or not table.spec.arms[name].tune:
         return None
     trials: dict[int, list[StudyRun]] = {}
     for run in runs:

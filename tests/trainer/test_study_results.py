@@ -69,6 +69,18 @@ def test_runs_of_other_seeds_are_no_paired_comparison(tmp_path):
         results_of(tmp_path, drop={("kd", 1, 3)})
 
 
+def test_arms_with_other_shares_of_the_labels_are_no_paired_comparison(tmp_path):
+    folder = write_study(tmp_path, SPEC, truth=TRUTH, n_images=80)
+    with (folder / "runs.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    for line in lines:
+        line["label_fraction"] = 0.1 if line["arm"] == "kd" else 1.0
+    write_lines(folder / "runs.csv", lines)
+    with pytest.raises(StudyError, match=r"not a paired comparison: shares of the labels are 1 and 0\.1"):
+        analyse(read_study(folder))
+    assert analyse(read_study(folder), partial=True).comparisons == ()
+
+
 def test_a_partial_report_compares_the_runs_that_both_have(tmp_path):
     results = results_of(tmp_path, drop={("kd", 1, 3), ("image-only", None, 9)}, partial=True)
     assert results.comparisons[0].seeds == (0, 1, 2, 4, 5, 6, 7, 8, 9)
@@ -122,6 +134,15 @@ def test_tuning_says_what_was_tried_and_whether_the_best_is_inside(tmp_path):
     assert (tuned.name, tuned.n_trials, tuned.n_runs) == ("kd", 3, 6)
     assert tuned.tried == {"objective.kd.temperature": (1, 2, 4)}
     assert (tuned.chosen, tuned.at_edge, tuned.is_best) == ({"objective.kd.temperature": 2}, (), True)
+
+
+def test_a_teacher_that_was_trained_for_tuning_alone_was_not_tuned(tmp_path):
+    folder = write_study(tmp_path, SPEC, truth=TRUTH, n_images=80)
+    with (folder / "runs.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    taught = {"arm": "teacher", "stage": "tuning", "trial": 0, "seed": 1000, "settings": "{}"}
+    write_lines(folder / "runs.csv", [lines[0] | taught, *lines])
+    assert [tuned.name for tuned in analyse(read_study(folder)).tuning] == ["kd", "messy"]
 
 
 def test_final_runs_with_other_settings_than_the_best_trial_are_noticed(tmp_path):
