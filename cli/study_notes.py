@@ -40,13 +40,14 @@ def controls_of(results: StudyResults) -> tuple[tuple[Control, ...], ...]:
 
 
 def latents_of(results: StudyResults, name: str) -> str:
-    """Which latents an arm, or what it learns from, is trained on."""
+    """Which latents an arm, or what it learns from, is trained on, and what that is."""
     spec = results.table.spec
-    store = spec.store_of(name)
-    if store is None:
-        return "as cached"
-    control = spec.stores[store].control
-    return f"store {store}" if control is None else f"control: {control}, seed {spec.stores[store].seed}"
+    store, above = spec.store_of(name), spec.learns_from(name)
+    control = None if store is None else spec.stores[store].control
+    latents = "as cached" if store is None else f"store {store}"
+    if control is not None and store is not None:
+        latents = f"control: {control}, seed {spec.stores[store].seed}"
+    return latents if above is None else f"{latents}; {above}"
 
 
 def notes_of(results: StudyResults, audit: LeakAudit | None) -> tuple[tuple[str, str], ...]:

@@ -7,12 +7,12 @@ that a page of a finished study needs no trainer.
 import math
 import re
 from collections.abc import Mapping
-from itertools import combinations
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dla_cache.spec import StrictModel
+from trainer.study_entries import Axis, Seed, StoreEntry
 
 FIRST_TUNING_SEED = 1000
 """Where the seeds of tuning start if their number alone is given: no final run has them, and more final seeds do not
@@ -28,72 +28,7 @@ NEVER_TUNED = frozenset({"kind", "preset", "roles", "label_fraction"})
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-Seeds = Annotated[int, Field(ge=0, lt=2**31)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
-
-
-class StoreEntry(StrictModel):
-    """One more store: a place, or a control that is made from the study's own store."""
-
-    path: str | None = None
-    """Where it lies; relative to the spec file."""
-    control: str | None = None
-    """Kind of control latents to make, as `dla cache control --kind` names it."""
-    seed: Seeds = 0
-    """Of a control: decides what is drawn or shuffled."""
-    modalities: tuple[str, ...] | None = None
-    """Of a control: whose latents are replaced; all of the store when absent."""
-    labels: str | None = None
-    """Of a control that goes by class: table of image_id and label for images without one; relative to the spec
-    file."""
-
-    @model_validator(mode="after")
-    def _is_one_thing(self) -> Self:
-        if (self.path is None) == (self.control is None):
-            raise ValueError("a store is either a `path` or a `control`")
-        if self.path is not None and self.model_fields_set - {"path"}:
-            raise ValueError("`seed`, `modalities` and `labels` belong to a `control`")
-        return self
-
-
-class Axis(StrictModel):
-    """The values of one setting that are tried."""
-
-    values: Annotated[tuple[JsonValue, ...], Field(min_length=1)]
-    extend: bool = False
-    """Numbers only: whether to go on beyond the grid where the best value lies at its edge, by the grid's own ratio (or
-    its difference, where it has a number that is not above 0)."""
-    low: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """No value below this is tried when extending."""
-    high: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """No value above this is tried when extending."""
-
-    @property
-    def is_numeric(self) -> bool:
-        """Whether all values are numbers, so that they have an order and edges."""
-        return all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.values)
-
-    @property
-    def numbers(self) -> tuple[float, ...]:
-        """The values of a numeric axis in rising order; none of another."""
-        numbers = [value for value in self.values if isinstance(value, int | float) and not isinstance(value, bool)]
-        return tuple(sorted(numbers)) if self.is_numeric else ()
-
-    @model_validator(mode="after")
-    def _can_be_tried(self) -> Self:
-        if any(one == other for one, other in combinations(self.values, 2)):
-            raise ValueError("a value stands twice in `values`")
-        if not self.extend:
-            if self.low is not None or self.high is not None:
-                raise ValueError("`low` and `high` are bounds of `extend: true`")
-            return self
-        if not self.is_numeric or len(self.values) < 2:
-            raise ValueError("`extend` needs two numbers or more in `values`")
-        if (self.low is not None and self.low > self.numbers[0]) or (
-            self.high is not None and self.high < self.numbers[-1]
-        ):
-            raise ValueError("a value lies outside `low` and `high`")
-        return self
 
 
 class StoredTargets(StrictModel):
@@ -118,7 +53,7 @@ class StudyArm(StrictModel):
     """Which of `stores` to train on; that of what it learns from when absent, and else the study's own."""
     tune: dict[str, Axis] = Field(default_factory=dict)
     """Settings by dotted name, and the values that are tried of each."""
-    seeds: Annotated[int, Field(gt=0)] | tuple[Seeds, ...] | None = None
+    seeds: Annotated[int, Field(gt=0)] | tuple[Seed, ...] | None = None
     """Seeds 0 to n - 1, or a list; those of the study when absent."""
     targets: StoredTargets | None = None
     """Learn from stored targets of the teacher."""
@@ -135,7 +70,7 @@ class Tuning(StrictModel):
 
     trials: Annotated[int, Field(gt=0)] = 6
     """Settings that are tried of each arm."""
-    seeds: Annotated[int, Field(gt=0)] | Annotated[tuple[Seeds, ...], Field(min_length=1)] = 2
+    seeds: Annotated[int, Field(gt=0)] | Annotated[tuple[Seed, ...], Field(min_length=1)] = 2
     """Runs of each trial, or their seeds; none of them is a final seed."""
     extensions: Annotated[int, Field(ge=0)] = 2
     """Trials more that an arm may have where its best value lies at the edge of an axis that may be extended."""
@@ -156,17 +91,17 @@ class StudySpec(StrictModel):
     """Place of the store, relative to the spec file; the command may name another."""
     images: str | None = None
     """Folder that the image paths of the store are relative to; none for a store that holds the images itself."""
-    data: Literal["relief-digits"] | None = None
-    """In place of `store` and `images`: data that the command makes by itself, and their latents."""
+    data: Literal["relief-digits", "relief-digits-depth"] | None = None
+    """In place of `store` and `images`: data that the command makes by itself, and their latents; all, or depth."""
     stores: dict[str, StoreEntry] = Field(default_factory=dict)
     """More stores, by the names that arms give them."""
     base: dict[str, Any] = Field(default_factory=dict)
     """Fields of a run file below those of every arm."""
     arms: Annotated[dict[str, StudyArm], Field(min_length=1)]
     """By name."""
-    seeds: Annotated[int, Field(gt=0)] | Annotated[tuple[Seeds, ...], Field(min_length=1)] = 10
+    seeds: Annotated[int, Field(gt=0)] | Annotated[tuple[Seed, ...], Field(min_length=1)] = 10
     """Seeds 0 to n - 1 of every arm, or a list."""
-    teacher_seeds: Annotated[int, Field(gt=0)] | Annotated[tuple[Seeds, ...], Field(min_length=1)] = 3
+    teacher_seeds: Annotated[int, Field(gt=0)] | Annotated[tuple[Seed, ...], Field(min_length=1)] = 3
     """Seeds of the arms with `role: teacher`: those who learn from one are trained with each of them."""
     label_fractions: Annotated[tuple[Fraction, ...], Field(min_length=1)] | None = None
     """Shares of the labelled images; all final runs are made with each. Tuning sees those of the run alone."""
@@ -179,6 +114,10 @@ class StudySpec(StrictModel):
     """Points (percent of the metric) below which a difference does not matter."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Of intervals; one minus it is the level of the tests."""
+    device: str = "cpu"
+    """What every run trains on, as torch names it."""
+    threads: Annotated[int, Field(gt=0)] = 1
+    """Of each run, that read and decode images ahead; they change nothing in a run."""
     groups: str | None = None
     """Table (CSV) of image_id and group, relative to the spec file, for images that belong together."""
 

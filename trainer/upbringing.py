@@ -180,7 +180,7 @@ def data_facts(
     # A probe sees no pixels, and its store may gain images.
     images = pictures_seen(store, config.images) if config.kind != "probe" else ORIGINAL_IMAGES
     taught = upbringing.facts
-    counts, n_labelled = class_counts(store, config.roles.labelled)
+    counts, n_labelled = class_counts(config, store)
     facts = DataFacts(
         class_names=tuple(store.class_names),
         is_multi_label=store.rows.is_multi_label,

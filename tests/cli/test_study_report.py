@@ -102,7 +102,10 @@ def test_the_inert_term_is_named_with_its_share(shown):
 def test_controls_stand_beside_the_arm_whose_settings_they_have(shown):
     page, _, written = shown
     control = written.controls[1][1]
-    assert (control.arm.name, control.latents) == ("messy-within", "control: shuffled-within-class, seed 0")
+    assert (control.arm.name, control.latents) == (
+        "messy-within",
+        "control: shuffled-within-class, seed 0; teacher-within",
+    )
     assert control.against.evidence.difference == pytest.approx(10, abs=4)
     assert "control: shuffled-within-class" in page.text
 

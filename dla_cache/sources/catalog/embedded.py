@@ -61,6 +61,7 @@ def decoded(modality: Modality, name: str, note: str) -> SourceEntry:
         f"control: the picture that the latent of `embedded-{modality}` decodes to, in patches",
         LICENCE,
         f"decodes, as other sources must not: it shows what that costs; {note}",
+        saw_labels=SAW_LABELS in note,
         size="16 x 64 float16",
         bytes_per_image=2048,
         row=EmbeddedRow(DECODED_SPACE, ("token", "channel"), {"sampling_steps": 5}, decodes=True),
