@@ -202,7 +202,7 @@ def jobs_of(state: StudyState) -> dict[str, Job]:
     """What is to be done for the runs that are known, by address: tuning first, since other runs wait for it."""
     jobs: dict[str, Job] = {}
     for run in sorted(state.runs, key=lambda run: run.stage == "final"):
-        needs = () if run.upstream is None else (run.upstream.key,)
+        needs = tuple(one.key for one in run.all_upstream)
         if run.targets is not None:
             jobs.setdefault(run.targets.key, Job(f"targets for {run.name}", run.targets.config, needs))
             needs = (run.targets.key,)

@@ -46,8 +46,11 @@ class ArmConfigs:
         """An arm's run with some settings, without a seed and places that mean anything."""
         known = (name, canonical_json(dict(settings)), fraction)
         if known not in self._known:
-            place = {}
-            if self.spec.learns_from(name) is not None:
+            place: dict[str, Any] = {}
+            above = self.spec.learns_from(name)
+            if above is not None and self.spec.beside(name):
+                place = {"teachers": dict.fromkeys((above, *self.spec.beside(name)), "none")}
+            elif above is not None:
                 place = {"teacher" if self.spec.targets_of(name) is None else "targets": "none"}
             fields = self._fields(name, settings, place)
             if "targets" in place and "view" not in merged_fields(self.spec, name):
@@ -57,7 +60,7 @@ class ArmConfigs:
             self._known[known] = resolve_run(fields, base=self.base, where=self._where(name))
         return self._known[known]
 
-    def _fields(self, name: str, settings: Settings, place: Mapping[str, str]) -> dict[str, Any]:
+    def _fields(self, name: str, settings: Settings, place: Mapping[str, Any]) -> dict[str, Any]:
         fields = over_preset(merged_fields(self.spec, name), self._where(name))
         for setting, value in settings.items():
             fields = with_setting(fields, setting, value, f"arms.{name}.tune")

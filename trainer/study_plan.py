@@ -7,6 +7,7 @@ learns from. So two arms that ask for the same run share it, and a run of other 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -87,7 +88,14 @@ class PlannedRun:
     config: RunConfig
     upstream: "PlannedRun | None" = None
     """What it learns from."""
+    beside: tuple["PlannedRun", ...] = ()
+    """And what else, all of them together."""
     targets: PlannedTargets | None = None
+
+    @property
+    def all_upstream(self) -> tuple["PlannedRun", ...]:
+        """All that it learns from."""
+        return (() if self.upstream is None else (self.upstream,)) + self.beside
 
     @property
     def name(self) -> str:
@@ -103,10 +111,11 @@ def latents_of(run: PlannedRun, *, is_taught_by_targets: bool) -> tuple[str, ...
     if run.config.kind != "student":
         return run.config.modalities
     of_objectives = () if run.config.objective is None else run.config.objective.latents
-    if run.upstream is None or is_taught_by_targets or run.upstream.config.kind == "student":
+    if run.upstream is None or is_taught_by_targets:
         return tuple(of_objectives)
-    of_teacher = run.upstream.config.modalities
-    return None if of_teacher is None else tuple(dict.fromkeys((*of_teacher, *of_objectives)))
+    of_teachers = [one.config.modalities for one in run.all_upstream if one.config.kind != "student"]
+    read = [of_teacher for of_teacher in of_teachers if of_teacher is not None]
+    return tuple(dict.fromkeys((*chain(*read), *of_objectives))) if len(read) == len(of_teachers) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +161,14 @@ class StudyPlan:
         runs: dict[tuple[str, str], PlannedRun] = {}
 
         def add(run: PlannedRun) -> None:
-            if run.upstream is not None:
-                add(run.upstream)
+            for other in run.all_upstream:
+                add(other)
             runs.setdefault((run.arm, f"{run.stage} {run.key}"), run)
 
         order = self.spec.in_order()
         for name in order:
-            above = self.spec.learns_from(name)
-            if above is not None and above not in chosen:
+            above = (self.spec.learns_from(name), *self.spec.beside(name))
+            if any(other is not None and other not in chosen for other in above):
                 continue
             if self.spec.tuned_as(name) != name:
                 if self.spec.tuned_as(name) not in chosen:
@@ -219,13 +228,13 @@ class StudyPlan:
         trial: int | None = None,
     ) -> PlannedRun:
         settings = chosen[name]
-        upstream = None
         above = self.spec.learns_from(name)
-        if above is not None:
+
+        def learned_from(above: str) -> PlannedRun:
             is_teacher = self.spec.arms[above].role == "teacher"
             own = seed if self.spec.arms[name].role == "teacher" or teacher_seed is None else teacher_seed
             # In tuning what is learned from is no trial of its own.
-            upstream = self._run(
+            return self._run(
                 above,
                 stage,
                 None if is_teacher else teacher_seed,
@@ -234,7 +243,11 @@ class StudyPlan:
                 chosen,
                 trial=None if stage == "final" else 0,
             )
-        made = (name, stage, teacher_seed, seed, fraction, canonical_json(dict(settings)), upstream and upstream.key)
+
+        upstream = None if above is None else learned_from(above)
+        beside = tuple(learned_from(other) for other in self.spec.beside(name))
+        learned = tuple(one.key for one in (upstream, *beside) if one is not None)
+        made = (name, stage, teacher_seed, seed, fraction, canonical_json(dict(settings)), learned)
         if made not in self._made:
             self._made[made] = self._address(
                 PlannedRun(
@@ -247,6 +260,7 @@ class StudyPlan:
                     key="",
                     config=self.arms.config(name, settings, fraction).model_copy(update={"seed": seed}),
                     upstream=upstream,
+                    beside=beside,
                 )
             )
         return replace(self._made[made], trial=trial)
@@ -270,14 +284,21 @@ class StudyPlan:
                 "learns_from": None if run.upstream is None else run.upstream.key,
                 "targets": None if targets is None else targets.key,
             }
+            | ({"beside": {one.arm: one.key for one in run.beside}} if run.beside else {})
         )
         places: dict[str, Any] = {"store": store.place, "images": store.images, "output": str(self.folder_of(key))}
         if targets is not None:
             places["targets"] = targets.config.output
+        elif run.beside:
+            places["teachers"] = {
+                one.arm: one.config.output for one in sorted(run.all_upstream, key=lambda one: one.arm)
+            }
         elif run.upstream is not None:
             places["teacher"] = run.upstream.config.output
         # What places the config had were those of no run, put there to make it whole.
-        config = config.model_copy(update={"teacher": None, "targets": None, **places, **self._runtime})
+        config = config.model_copy(
+            update={"teacher": None, "teachers": None, "targets": None, **places, **self._runtime}
+        )
         return replace(run, key=key, config=config, targets=targets)
 
     def _targets(self, run: PlannedRun, store: StudyStore) -> PlannedTargets | None:

@@ -134,8 +134,9 @@ def upstream_seconds(
 ) -> float | None:
     """Seconds of all that a run learns from: latents, teachers, their targets; each once. None if some is unknown."""
     seconds: dict[str, float] = {}
-    one: PlannedRun | None = run
-    while one is not None:
+    left = [run]
+    while left:
+        one = left.pop()
         store = folder.plan.spec.store_of(one.arm)
         seen = latents_of(one, is_taught_by_targets=one.targets is not None)
         for modality in built[store] if seen is None else seen:
@@ -151,7 +152,7 @@ def upstream_seconds(
             seconds[one.targets.key] = read_record(
                 targets_record(Path(one.targets.config.output)), TargetsRecord
             ).seconds
-        one = one.upstream
+        left += one.all_upstream
     return round(sum(seconds.values()), 3)
 
 

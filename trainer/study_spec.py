@@ -47,6 +47,9 @@ class StudyArm(StrictModel):
     """`teacher`: its seeds are the teacher seeds, and it is no row of the main table."""
     learns_from: str | None = None
     """The arm whose runs are the teachers of this one's; that of `like` when absent."""
+    beside: tuple[str, ...] = ()
+    """More arms with the role of a teacher: with `learns_from`, and of the same seed, they are the `teachers` of
+    this one's runs, by the names of the arms; those of `like` when absent."""
     like: str | None = None
     """Take the run fields of another arm, below this one's own, and the settings that it was tuned to."""
     store: str | None = None
@@ -153,6 +156,10 @@ class StudySpec(StrictModel):
         """The arm that an arm learns from, its own or that of the arm it is `like`."""
         return next((found for one in self.likeness(name) if (found := self.arms[one].learns_from)), None)
 
+    def beside(self, name: str) -> tuple[str, ...]:
+        """The arms that an arm learns from beside that one."""
+        return next((found for one in self.likeness(name) if (found := self.arms[one].beside)), ())
+
     def teacher_of(self, name: str) -> str | None:
         """The arm with `role: teacher` that an arm learns from, at any depth: whose seeds are its teacher seeds."""
         above = self.learns_from(name)
@@ -182,7 +189,7 @@ class StudySpec(StrictModel):
         done: dict[str, None] = {}
 
         def visit(name: str) -> None:
-            for other in (self.learns_from(name), self.arms[name].like):
+            for other in (self.learns_from(name), *self.beside(name), self.arms[name].like):
                 if other is not None and other not in done:
                     visit(other)
             done[name] = None
@@ -218,6 +225,9 @@ class StudySpec(StrictModel):
                 other = getattr(arm, field)
                 if other is not None and other not in self.arms:
                     raise ValueError(f"`arms.{name}.{field}` names `{other}`, and the arms are {_named(self.arms)}")
+            for other in arm.beside:
+                if other not in self.arms or self.arms[other].role != "teacher":
+                    raise ValueError(f"`arms.{name}.beside` names `{other}`, which is no arm with `role: teacher`")
             if arm.store is not None and arm.store not in self.stores:
                 have = f"are {_named(self.stores)}" if self.stores else "are none"
                 raise ValueError(f"`arms.{name}.store` names `{arm.store}`, and the `stores` {have}")
@@ -229,7 +239,7 @@ class StudySpec(StrictModel):
     def _check_circles(self) -> None:
         def others(name: str) -> list[str]:
             arm = self.arms[name]
-            return [other for other in (arm.learns_from, arm.like) if other is not None]
+            return [other for other in (arm.learns_from, *arm.beside, arm.like) if other is not None]
 
         for start in self.arms:
             seen: set[str] = set()
@@ -259,6 +269,12 @@ class StudySpec(StrictModel):
         if arm.role == "teacher" and arm.seeds is not None:
             raise ValueError(f"the seeds of {where} are the `teacher_seeds`: leave out `seeds`")
         above = self.learns_from(name)
+        if others := self.beside(name):
+            role = None if above is None else self.arms[above].role
+            if role != "teacher" or above in others or self.targets_of(name) is not None:
+                raise ValueError(
+                    f"{where} has `beside`: let it learn from one more arm with `role: teacher`, no targets"
+                )
         if above is None:
             if self.targets_of(name) is not None:
                 raise ValueError(f"{where} has `targets` and learns from no arm that could give them")
