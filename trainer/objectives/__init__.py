@@ -1,5 +1,6 @@
 """What a student is trained on: a weighted sum of named objectives."""
 
+from collections.abc import Mapping
 from itertools import chain
 from typing import Self
 
@@ -77,7 +78,8 @@ class WeightedSum(nn.Module):
                 objective.set_statistics(modality, mean, std)
 
     def forward(self, inputs: ObjectiveInputs) -> dict[str, Tensor]:
-        """Each active objective's weighted loss []; one that has nothing to say on this batch is left out.
+        """Each active objective's weighted loss [] by its name, or `name.part` of one that has parts; what has nothing
+        to say on this batch is left out.
 
         Raises:
             ValueError: if an active objective lacks an input: it must not drop out without a word.
@@ -88,9 +90,14 @@ class WeightedSum(nn.Module):
             if lacking:
                 raise ValueError(f"the active objective `{name}` lacks {lacking}")
             loss = self.terms[name](inputs)
-            if loss is not None:
-                losses[name] = config.weight * loss
+            parts = {name: loss} if loss is None or isinstance(loss, Tensor) else under(name, loss)
+            losses |= {part: config.weight * value for part, value in parts.items() if value is not None}
         return losses
+
+
+def under(name: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parts of an objective, as `name.part`."""
+    return {f"{name}.{part}": loss for part, loss in parts.items()}
 
 
 __all__ = [

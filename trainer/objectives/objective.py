@@ -101,8 +101,11 @@ class ObjectiveInputs:
 class Objective(nn.Module):
     """One term of the loss, with all that is trained for it beside the student and thrown away afterwards."""
 
-    def forward(self, inputs: ObjectiveInputs) -> Tensor | None:
+    def forward(self, inputs: ObjectiveInputs) -> Tensor | Mapping[str, Tensor] | None:
         """The unweighted loss [], float32 or wider; None if it has nothing to say on this batch.
+
+        Or its parts by name, which are added up. Each is then watched and reported as a term of its own, so each must
+        teach the student: what teaches the objective's own parameters alone belongs into a sum that does.
 
         Targets are detached here, whatever they come from.
         """
