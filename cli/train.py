@@ -18,6 +18,7 @@ from cli.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from trainer.progress import Progress
+    from trainer.run_folder import RunResult
     from trainer.targets import TargetsConfig
 
 KINDS = ("probe", "teacher", "student", "targets")
@@ -127,7 +128,15 @@ def train(
         ("training", f"{result.train_seconds:.1f} s", f"{result.images_per_s:.0f} images/s"),
     ]
     print_table(("measured", "value", ""), rows)
+    warn_of_inert(result)
     typer.echo(f"run folder {config.output}")
+
+
+def warn_of_inert(result: "RunResult") -> None:
+    """Says on stderr which loss terms were active and moved hardly anything."""
+    for name in result.inert:
+        share = 100 * result.gradient_shares[name]
+        typer.echo(f"warning: loss term `{name}` gave {share:.2g} % of the gradient: nearly inert as set", err=True)
 
 
 def _make_targets(config: "TargetsConfig", *, dry_run: bool, as_json: bool) -> None:

@@ -50,6 +50,7 @@ from trainer.tasks import ClassifierTask, ProbeTask, StudentTask, TeacherTask
 from trainer.teacher import Teacher, TeacherConfig
 from trainer.tracking import Trackers, check_trackers
 from trainer.upbringing import TrainedRun, Upbringing, check_same_pixels, data_facts, taught_by, taught_by_targets
+from trainer.watch import mean_shares, nearly_inert
 
 EVALUATION_BATCH_SIZE = 256
 
@@ -161,7 +162,10 @@ def _train_locked(
     test = measure_branches(task, test_batches, processes.gather)
     if not isinstance(task, StudentTask):
         test |= name_subsets(task, measure_subsets(task, test_batches, processes.gather))
-    result = result_of(config, facts, done, test, n_steps=loop.step, position_to_content=position_to_content)
+    shares = mean_shares(record["gradient_shares"] for record in loop.metrics)
+    result = result_of(
+        config, facts, done, test, n_steps=loop.step, position_to_content=position_to_content, shares=shares
+    )
     if isinstance(task, StudentTask) and processes.is_first:
         scale = PixelScale(config.pixel_mean, config.pixel_std)
         export_student(
@@ -200,6 +204,7 @@ def result_of(
     *,
     n_steps: int,
     position_to_content: dict[str, float],
+    shares: dict[str, float],
 ) -> RunResult:
     """What a run says of itself at its end.
 
@@ -221,6 +226,8 @@ def result_of(
         branches={name: score.value for name, score in test.items()},
         branch_intervals=intervals,
         position_to_content=position_to_content,
+        gradient_shares=shares,
+        inert=nearly_inert(shares),
         train_seconds=done.train_seconds,
         images_per_s=n_steps * config.images_per_step / done.train_seconds,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from dla_cache.durable import make_folder, writing_to
 from dla_cache.errors import CheckpointError, RecipeMismatchError, SpecError
@@ -84,6 +84,10 @@ class RunResult(StrictModel):
     position_to_content: dict[str, float]
     """Before training, for each span: norm of the positions over norm of their tokens. Well below 1 a model
     hardly knows where a token lies."""
+    gradient_shares: dict[str, float] = Field(default_factory=dict)
+    """Of each loss term: its mean share of the summed norms of the terms' own gradients, over all evaluations."""
+    inert: tuple[str, ...] = ()
+    """Terms below one percent of it: active, and nearly without effect."""
     train_seconds: float
     images_per_s: float
 

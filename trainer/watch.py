@@ -1,7 +1,7 @@
 """What the loop looks at while it trains: that every number is finite, and that every loss term teaches."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,27 @@ def gradient_norms(terms: Mapping[str, Tensor], parameters: Sequence[nn.Paramete
             hint="check the names of its inputs and its weight, or remove the term from the objective",
         )
     return norms
+
+
+INERT_SHARE = 0.01
+"""Of the summed gradient norms of all terms: below it a term is called nearly inert."""
+
+
+def mean_shares(evaluations: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Each term's mean share of the summed gradient norms, over the evaluations that had it."""
+    shares: dict[str, list[float]] = {}
+    for evaluation in evaluations:
+        for name, share in evaluation.items():
+            shares.setdefault(name, []).append(share)
+    return {name: sum(of_term) / len(of_term) for name, of_term in shares.items()}
+
+
+def nearly_inert(shares: Mapping[str, float]) -> tuple[str, ...]:
+    """The terms that move the trained model hardly at all: alive, so no error, but what they promise is not tried.
+
+    A term's norm says how hard it pulls where it is, and nothing of how useful that is.
+    """
+    return tuple(name for name, share in shares.items() if share < INERT_SHARE)
 
 
 class FiniteWatch:

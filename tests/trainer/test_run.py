@@ -550,3 +550,12 @@ def test_a_student_is_measured_without_latents(tiny, trained, tmp_path):
     assert train_run(tiny.run("student", tmp_path / "student", **fields)).test_images == 4
     with pytest.raises(StoreError):
         train_run(tiny.run("probe", tmp_path / "probe", store=str(folder)))
+
+
+def test_a_result_names_the_share_of_each_term_and_those_that_do_nearly_nothing(tiny, trained, tmp_path):
+    objective = {"ce": {}, "kd": {"weight": 1e-9}}
+    result = train_run(tiny.run("student", tmp_path / "run", teacher=trained / "probe", objective=objective))
+    assert result.inert == ("kd",)
+    assert 0 < result.gradient_shares["kd"] < 1e-6
+    assert sum(result.gradient_shares.values()) == pytest.approx(1)
+    assert read_result(trained / "kd-teacher").inert == ()

@@ -10,7 +10,7 @@ from dla_cache.errors import DeadLossError, TrainingError, WorkInterrupted
 from tests.trainer.toy import CONFIG, STEPS, make_loop, run_loop, state_of, steps_told
 from trainer.loop import MAX_SKIPPED
 from trainer.processes import alone
-from trainer.watch import FiniteWatch
+from trainer.watch import FiniteWatch, mean_shares, nearly_inert
 
 
 def cut_off(error):
@@ -162,3 +162,9 @@ def test_a_run_that_float16_never_steps_ends(tmp_path, monkeypatch):
     with pytest.raises(TrainingError, match="not finite in float16 for 5 steps, up to step 16") as failed:
         run_loop(loop)
     assert "bf16" in failed.value.hint
+
+
+def test_a_term_below_one_percent_of_the_gradient_is_called_nearly_inert():
+    shares = mean_shares([{"ce": 0.97, "small": 0.01, "late": 0.02}, {"ce": 0.995, "small": 0.005}])
+    assert shares == pytest.approx({"ce": 0.9825, "small": 0.0075, "late": 0.02})
+    assert nearly_inert(shares) == ("small",)
