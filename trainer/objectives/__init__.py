@@ -10,9 +10,13 @@ from torch import Tensor, nn
 from dla_cache.spec import StrictModel
 from trainer.features import Target
 from trainer.objectives.ce import CeConfig
-from trainer.objectives.kd import KdConfig
+from trainer.objectives.decoupled import DkdConfig, NkdConfig
+from trainer.objectives.dist import DistConfig
+from trainer.objectives.kd import GeneralizedDistillationConfig, KdConfig, StandardisedKdConfig
 from trainer.objectives.messy import MessyConfig
 from trainer.objectives.objective import ModelOutline, Need, Objective, ObjectiveInputs, Parties, TermConfig
+from trainer.objectives.ofa import OfaConfig
+from trainer.objectives.relations import PktConfig, RkdConfig, SpConfig
 
 
 class ObjectiveConfig(StrictModel):
@@ -21,6 +25,15 @@ class ObjectiveConfig(StrictModel):
     ce: CeConfig | None = None
     kd: KdConfig | None = None
     messy: MessyConfig | None = None
+    standardised_kd: StandardisedKdConfig | None = None
+    generalized_distillation: GeneralizedDistillationConfig | None = None
+    dkd: DkdConfig | None = None
+    nkd: NkdConfig | None = None
+    dist: DistConfig | None = None
+    ofa: OfaConfig | None = None
+    rkd: RkdConfig | None = None
+    sp: SpConfig | None = None
+    pkt: PktConfig | None = None
 
     @model_validator(mode="after")
     def _teaches_something(self) -> Self:
@@ -43,6 +56,11 @@ class ObjectiveConfig(StrictModel):
     def latents(self) -> tuple[str, ...]:
         """Modalities whose latents the objectives read themselves."""
         return tuple(dict.fromkeys(name for config in self.active.values() for name in config.latents))
+
+    @property
+    def is_of_labels(self) -> bool:
+        """Whether nothing is learned from an image without a label."""
+        return all(config.is_of_labels for config in self.active.values())
 
     def targets(self, reference: ModelOutline) -> tuple[Target, ...]:
         """What a model must be asked about a batch, each once.
