@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from dla_cache.errors import SpecError
 from trainer.features import Target
-from trainer.objectives.distances import unit
+from trainer.objectives.distances import NO_NORM, unit
 from trainer.objectives.layer_pairs import LayerPair
 from trainer.objectives.objective import ModelOutline, Need, Objective, ObjectiveInputs, Parties, TermConfig
 from trainer.precision import at_least_float32
@@ -136,9 +136,9 @@ def distances_and_angles(features: Tensor) -> tuple[Tensor, Tensor]:
     towards = features[None] - features[:, None]  # [i, j] is f_j - f_i
     distances = torch.linalg.vector_norm(towards, dim=-1)
     apart = distances > 0
-    mean = distances.sum() / apart.sum().clamp_min(1)
+    mean = (distances.sum() / apart.sum().clamp_min(1)).clamp_min(NO_NORM)
     directions = unit(towards)
-    return distances / torch.where(mean > 0, mean, 1.0), directions @ directions.transpose(1, 2)
+    return distances / mean, directions @ directions.transpose(1, 2)
 
 
 def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
