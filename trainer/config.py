@@ -177,7 +177,7 @@ class RunConfig(StrictModel):
             raise ValueError("`self_training` belongs to probes and teachers that have a transfer role")
         if self.kind == "student" and self.modalities is not None:
             raise ValueError("`modalities` belongs to probes and teachers: a student sees images only")
-        reads_latents = self.objective is not None and bool(self.objective.latents)
+        reads_latents = self.objective is not None and bool(self.objective.modalities)
         uses_transfer = needs_teacher or reads_latents or self.self_training is not None
         if self.roles.transfer and not uses_transfer:
             raise ValueError("nothing in this run learns from the transfer images: drop `roles.transfer`")
