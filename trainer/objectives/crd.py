@@ -63,6 +63,7 @@ class Crd(Objective):
     of_student: Tensor
     of_reference: Tensor
     log_scales: Tensor
+    has_scales: Tensor
     is_shown: Tensor
 
     def __init__(self, config: CrdConfig, parties: Parties) -> None:
@@ -85,7 +86,8 @@ class Crd(Objective):
         side = math.sqrt(3 / WIDTH)  # of a uniform distribution with vectors of length 1 on average
         for name in ("of_student", "of_reference"):
             self.register_buffer(name, torch.empty(parties.n_images, WIDTH).uniform_(-side, side))
-        self.register_buffer("log_scales", torch.full((2,), math.nan))
+        self.register_buffer("log_scales", torch.zeros(2))
+        self.register_buffer("has_scales", torch.tensor(False))
         self.register_buffer("is_shown", torch.zeros(parties.n_images, dtype=torch.bool))
 
     def forward(self, inputs: ObjectiveInputs) -> Tensor:
@@ -123,7 +125,8 @@ class Crd(Objective):
     def _keep_scales(self, scores: list[Tensor]) -> None:
         """Takes the mean of exp(score) as the scale of each side, once and for all."""
         first = torch.stack([side.logsumexp(dim=(0, 1)) - math.log(side.numel()) for side in scores])
-        self.log_scales.copy_(torch.where(self.log_scales.isnan(), first, self.log_scales))
+        self.log_scales.copy_(torch.where(self.has_scales, self.log_scales, first))
+        self.has_scales.fill_(True)
 
     @torch.no_grad()
     def _remember(self, rows: Tensor, student: Tensor, reference: Tensor) -> None:
