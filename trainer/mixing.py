@@ -70,7 +70,9 @@ def refuse_mixing(config: "RunConfig", *, reference_sees_latents: bool, has_stor
     elif one_class:
         reason = f"`{one_class[0]}` asks for the class of an image, and one of two mixed has two"
     elif reference_sees_latents:
+        of_objective = config.objective is not None and config.objective.modalities
         whose = "the teacher" if config.kind == "teacher" else f"the model in `{config.teacher}`"
+        whose = "`objective.latents`" if of_objective else whose
         reason = f"{whose} reads latents, and there are none of two images mixed"
     if reason is not None:
         raise SpecError(

@@ -10,9 +10,13 @@ from torch import Tensor, nn
 from dla_cache.spec import StrictModel
 from trainer.features import Target
 from trainer.objectives.ce import CeConfig
+from trainer.objectives.crd import CrdConfig
 from trainer.objectives.decoupled import DkdConfig, NkdConfig
 from trainer.objectives.dist import DistConfig
+from trainer.objectives.fd_cmkd import FdCmkdConfig
+from trainer.objectives.hints import AttentionConfig, FitnetsConfig, VidConfig
 from trainer.objectives.kd import GeneralizedDistillationConfig, KdConfig, StandardisedKdConfig
+from trainer.objectives.latents import LatentsConfig
 from trainer.objectives.messy import MessyConfig
 from trainer.objectives.objective import ModelOutline, Need, Objective, ObjectiveInputs, Parties, TermConfig
 from trainer.objectives.ofa import OfaConfig
@@ -34,6 +38,12 @@ class ObjectiveConfig(StrictModel):
     rkd: RkdConfig | None = None
     sp: SpConfig | None = None
     pkt: PktConfig | None = None
+    latents: LatentsConfig | None = None
+    fitnets: FitnetsConfig | None = None
+    attention: AttentionConfig | None = None
+    vid: VidConfig | None = None
+    crd: CrdConfig | None = None
+    fd_cmkd: FdCmkdConfig | None = None
 
     @model_validator(mode="after")
     def _teaches_something(self) -> Self:
@@ -53,7 +63,7 @@ class ObjectiveConfig(StrictModel):
         return frozenset().union(*(config.needs for config in self.active.values()))
 
     @property
-    def latents(self) -> tuple[str, ...]:
+    def modalities(self) -> tuple[str, ...]:
         """Modalities whose latents the objectives read themselves."""
         return tuple(dict.fromkeys(name for config in self.active.values() for name in config.latents))
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from dla_cache.errors import SpecError
 from trainer.features import CLS, IMAGE, Layer, Target, resolve_layer
-from trainer.heads import MessyHeads, MessyTerm, Reading
+from trainer.heads import MessyHeads, MessyTerm, Reading, reading_of
 from trainer.objectives.distances import TEMPERATURE, Distance, distance_between
 from trainer.objectives.objective import ModelOutline, Need, Objective, ObjectiveInputs, Parties, TermConfig
 from trainer.precision import at_least_float32
@@ -75,7 +75,7 @@ class Messy(Objective):
             list(student.blocks.values()),
             {term.target: reference.width(term.target.block) for term in terms},
             hidden=config.hidden,
-            read=what_to_read(config, student.spans),
+            read=reading_of(config.read, student.spans, "messy"),
         )
 
     def forward(self, inputs: ObjectiveInputs) -> Tensor:
@@ -86,19 +86,6 @@ class Messy(Objective):
             distance=self.config.distance,
             temperature=self.config.temperature,
         )
-
-
-def what_to_read(config: MessyConfig, spans: Sequence[str]) -> Reading:
-    """What the heads see of a student with these spans.
-
-    Raises:
-        SpecError: if it is a CLS that the student has not.
-    """
-    if config.read == "cls" and CLS not in spans:
-        raise SpecError(
-            "`messy.read` is `cls`, and the student has no such token", hint="set it to `pooled` or `spatial`"
-        )
-    return config.read or ("cls" if CLS in spans else "pooled")
 
 
 def messy_targets(config: MessyConfig, teacher_blocks: Sequence[str], spans: Sequence[str]) -> list[list[Target]]:
