@@ -23,6 +23,7 @@ VARIANTS = {
     "dist": {"dist": {}},
     "ofa": {"ofa": {}},
     "ofa that asks the reference": {"ofa": {"unlabelled": "teacher", "epsilon": 1.5}},
+    "dho": {"dho": {}},
     "rkd": {"rkd": {}},
     "rkd of an early block's places": {"rkd": {"pair": {"student": 0, "span": "image", "read": "pooled"}}},
     "sp": {"sp": {}},

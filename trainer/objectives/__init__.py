@@ -12,6 +12,7 @@ from trainer.features import Target
 from trainer.objectives.ce import CeConfig
 from trainer.objectives.crd import CrdConfig
 from trainer.objectives.decoupled import DkdConfig, NkdConfig
+from trainer.objectives.dho import DhoConfig
 from trainer.objectives.dist import DistConfig
 from trainer.objectives.fd_cmkd import FdCmkdConfig
 from trainer.objectives.hints import AttentionConfig, FitnetsConfig, VidConfig
@@ -35,6 +36,7 @@ class ObjectiveConfig(StrictModel):
     nkd: NkdConfig | None = None
     dist: DistConfig | None = None
     ofa: OfaConfig | None = None
+    dho: DhoConfig | None = None
     rkd: RkdConfig | None = None
     sp: SpConfig | None = None
     pkt: PktConfig | None = None

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.features import CLS, IMAGE, LOGITS, Features, Layer, Target, resolve_layer
+from trainer.features import LOGITS, Layer, Target, resolve_layer
 from trainer.objectives.decoupled import Unlabelled, images_with_class
 from trainer.objectives.kd import comparable
 from trainer.objectives.objective import (
@@ -21,8 +21,7 @@ from trainer.objectives.objective import (
     TermConfig,
     refuse_several_labels,
 )
-from trainer.objectives.projectors import make_projector
-from trainer.precision import at_least_float32
+from trainer.objectives.stage_head import StageHead
 
 
 class OfaConfig(TermConfig):
@@ -52,35 +51,18 @@ class OfaConfig(TermConfig):
         return Ofa(self, parties.student)
 
 
-class StageHead(nn.Module):
-    """What a block answers: its CLS, or the mean of its image tokens, layer-normed, through an MLP to logits [B, K].
+class Ofa(Objective):
+    """Σ of `ofa_loss` over the stages and the student's own logits, each of weight 1 as in the paper.
 
     The published heads are parts of the student's own architecture, blocks of it for a ViT and separable convolutions
-    for maps; these fit every student.
+    for maps. A `StageHead` with an MLP fits every student.
     """
-
-    def __init__(self, block: int, span: str, width: int, n_classes: int) -> None:
-        super().__init__()
-        self.block, self.span = block, span
-        self.norm = nn.LayerNorm(width)
-        self.projector = make_projector(width, n_classes, "mlp", hidden=width)
-
-    def forward(self, student: Features) -> Tensor:
-        assert student.spans is not None
-        tokens = student.blocks[self.block][:, student.spans[self.span]]
-        logits: Tensor = self.projector(self.norm(at_least_float32(tokens).mean(dim=1)))
-        return logits
-
-
-class Ofa(Objective):
-    """Σ of `ofa_loss` over the stages and the student's own logits, each of weight 1 as in the paper."""
 
     def __init__(self, config: OfaConfig, student: ModelOutline) -> None:
         super().__init__()
         self.config = config
-        span = CLS if CLS in student.spans else IMAGE
         blocks = dict.fromkeys(resolve_layer(layer, student.names, "student") for layer in config.layers)
-        self.heads = nn.ModuleList(StageHead(block, span, student.width(block), student.n_classes) for block in blocks)
+        self.heads = nn.ModuleList(StageHead(student, block, "mlp") for block in blocks)
 
     def forward(self, inputs: ObjectiveInputs) -> Tensor | None:
         config = self.config
