@@ -47,7 +47,8 @@ def tokens_of(latent: Tensor, latent_format: LatentFormat) -> Tensor:
             f"a latent has shape `{tuple(latent.shape[1:])}`, its format says `{latent_format.shape}`",
             hint="train on the store that the model was configured for",
         )
-    return latent.movedim(latent_format.channel_axis + 1, -1).flatten(1, -2)
+    tokens = latent.movedim(latent_format.channel_axis + 1, -1)
+    return tokens[:, None] if tokens.dim() == 2 else tokens.flatten(1, -2)  # a mere vector is one token
 
 
 def check_modalities(

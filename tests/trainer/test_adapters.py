@@ -23,6 +23,12 @@ def test_spatial_latents_become_one_token_per_place_row_major():
     assert torch.equal(tokens[:, 4 * 1 + 3], latent[:, :, 1, 3])
 
 
+def test_a_latent_of_channels_alone_is_one_token():
+    vector = LatentFormat(kind="continuous", shape=(6,), axes=("channel",), dtype="float32")
+    latent = torch.randn(2, 6)
+    assert torch.equal(tokens_of(latent, vector), latent[:, None])
+
+
 @pytest.mark.parametrize("shape", [(6, 5), (7, 6), (0, 6), (6,), (1, 6, 6)])
 def test_a_latent_that_does_not_fit_its_format_is_refused(shape):
     with pytest.raises(LatentShapeError, match="format says"):
