@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +234,14 @@ def test_negatives_of_crd_are_images_that_were_shown_and_a_function_of_the_step(
     assert all(set(rows.tolist()) == set(inputs.rows.tolist()) for rows in drawn)
     assert torch.equal(drawn[0], drawn[2])
     assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_crd_gives_the_same_losses_step_by_step_when_it_is_compiled():
+    plain, other = build({"crd": {"negatives": 16}}), build({"crd": {"negatives": 16}})
+    compiled = torch.compile(lambda inputs: other(inputs), backend="eager")
+    for step in range(3):
+        inputs = replace(random_inputs(plain, seed=step), step=step)
+        assert compiled(inputs)["crd"].item() == pytest.approx(plain(inputs)["crd"].item(), rel=1e-6)
 
 
 def test_crd_is_refused_where_several_processes_train():

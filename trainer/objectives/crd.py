@@ -111,7 +111,7 @@ class Crd(Objective):
 
     def draw_negatives(self, step: int) -> Tensor:
         """Rows [M] of images that training has shown, those of this step among them."""
-        fractions = torch.from_numpy(uniform_numbers(self.seed, [""], step, self.config.negatives, purpose="crd")[0])
+        fractions = draw_fractions(self.seed, step, self.config.negatives)
         n_up_to = self.is_shown.cumsum(0)
         numbers = (fractions.to(n_up_to.device) * n_up_to[-1]).long()
         return torch.searchsorted(n_up_to, numbers, right=True)
@@ -134,6 +134,12 @@ class Crd(Objective):
             return
         for memory, seen in ((self.of_student, student), (self.of_reference, reference)):
             memory.index_copy_(0, rows, unit(MOMENTUM * memory[rows] + (1 - MOMENTUM) * seen))
+
+
+@torch.compiler.disable
+def draw_fractions(seed: int, step: int, n_numbers: int) -> Tensor:
+    """Numbers [n] in [0, 1), float64; torch.compile cannot look into how they are made."""
+    return torch.from_numpy(uniform_numbers(seed, [""], step, n_numbers, purpose="crd")[0])
 
 
 def nce_loss(scores: Tensor, log_scale: Tensor) -> Tensor:
