@@ -24,7 +24,7 @@ from dla_cache.data.export import MANIFEST_NAME, write_relief_digits
 from dla_cache.manifest import read_manifest
 from dla_cache.sources import open_source
 from dla_cache.spec import CacheSpec, LatentSpec, Modality, load_yaml
-from trainer.run_folder import RunResult
+from trainer.run_folder import RunResult, held_out
 
 T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Student's t, 97.5 % quantile, by number of seeds."""
@@ -136,7 +136,7 @@ def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
 
 def points(results: Mapping[str, Sequence[RunResult]], arm: str) -> list[float]:
     """Test top-1 of an arm in percent, seed by seed."""
-    return [100 * result.test_score for result in results[arm]]
+    return [100 * held_out(result, arm).value for result in results[arm]]
 
 
 def show_arms(results: Mapping[str, Sequence[RunResult]]) -> None:

@@ -12,6 +12,7 @@ from cli.cache_adopt import adopt_command
 from cli.cache_audit import audit_command
 from cli.cache_build import build_command
 from cli.cache_check import diff_command, explain_command, verify_command
+from cli.cache_control import control_command
 from cli.cache_convert import convert_command
 from cli.cache_import import import_command
 from cli.cache_manage import du_command, ls_command, prune_command, rm_command, takedown_command
@@ -158,6 +159,7 @@ def _show_image(description: "ImageDescription", class_names: Sequence[str], as_
 
 
 app.command("convert")(convert_command)
+app.command("control")(control_command)
 app.command("merge")(merge_command)
 app.command("verify")(verify_command)
 app.command("audit")(audit_command)

@@ -1,7 +1,7 @@
 """`dla demo`: the whole path on the embedded data, measured."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,9 +80,12 @@ def demo(
 
 
 def build_embedded_cache(
-    out: Path, *, should_stop: Callable[[], bool] = lambda: False
+    out: Path, *, modalities: Sequence[str] | None = None, should_stop: Callable[[], bool] = lambda: False
 ) -> tuple["LatentStore", "BuildReport", "Manifest"]:
     """The embedded data as files and the store of their latents; whatever is there already stays.
+
+    Args:
+        modalities: whose latents; all that embedded sources make when None.
 
     Returns:
         The store, what the build did, and the manifest.
@@ -106,6 +109,8 @@ def build_embedded_cache(
         write_relief_digits(out / "data", on_progress=lambda _split, _n: stop_if(should_stop))
     manifest = read_manifest(path)
     spec = read_yaml(Path(__file__).parent / "specs" / "cache.yaml", CacheSpec)
+    if modalities is not None:
+        spec = spec.model_copy(update={"latents": tuple(one for one in spec.latents if one.modality in modalities)})
     with ProgressReporter("build", "images") as reporter:
 
         def show(at: BuildProgress) -> None:
@@ -145,15 +150,17 @@ def show_results(results: dict[str, "RunResult"], store: "LatentStore", report: 
     """The measured table, and what the cache cost."""
     from dla_cache.describe import describe_store
     from dla_cache.sources import SOURCES
+    from trainer.run_folder import held_out
 
     rows = []
     for name, result in results.items():
-        interval = f"{100 * result.test_low:.1f} to {100 * result.test_high:.1f}"
+        test = held_out(result, name)
+        interval = f"{100 * test.low:.1f} to {100 * test.high:.1f}"
         rows.append(
             (
                 name,
                 WHAT[name],
-                f"{100 * result.test_score:.1f}",
+                f"{100 * test.value:.1f}",
                 interval,
                 f"{result.train_seconds:.0f}",
                 f"{result.images_per_s:.0f}",

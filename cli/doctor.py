@@ -64,6 +64,7 @@ PACKAGES = (
     Package("zarr", "zarr", "3.1"),
     Package("fastcrc", "fastcrc", "0.4"),
     Package("safetensors", "safetensors", "0.4.5"),
+    Package("scipy", "scipy", "1.13"),
     Package("pydantic", "pydantic", "2.9"),
     Package("pyyaml", "yaml", "6"),
     Package("jinja2", "jinja2", "3.1"),

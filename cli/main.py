@@ -18,6 +18,7 @@ from cli.model import export, predict
 from cli.report import report
 from cli.signals import Interrupted, raise_on_signals
 from cli.sources import app as sources_app
+from cli.study import app as study_app
 from cli.train import train
 from dla_cache import __version__
 from dla_cache.errors import DlaError, WorkInterrupted
@@ -32,6 +33,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(manifest_app, name="manifest")
 app.add_typer(cache_app, name="cache")
 app.add_typer(sources_app, name="sources")
+app.add_typer(study_app, name="study")
 app.command()(train)
 app.command()(evaluate)
 app.command()(predict)

@@ -17,7 +17,7 @@ TOTAL = "total"
 class CurvePoint:
     """One step of a curve; without an interval where nothing is known of one."""
 
-    step: int
+    step: float
     value: float
     low: float | None = None
     high: float | None = None

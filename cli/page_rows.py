@@ -112,7 +112,7 @@ def lead_of(groups: Sequence[RunGroup]) -> str:
     names = [f"{count} {kind}{'s' * (count > 1)}" for count, kind in counts]
     who = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
     runs = [run for group in groups for run in group.runs]
-    sizes = sorted({run.result.test_images for run in runs})
+    sizes = sorted({run.test.n for run in runs})
     classes = sorted({len(run.facts.class_names) for run in runs})
     images = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
     n_classes = f"{classes[0]}" if len(classes) == 1 else f"{classes[0]} to {classes[-1]}"

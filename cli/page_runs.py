@@ -15,7 +15,7 @@ from dla_cache.errors import CheckpointError, RecipeMismatchError, StoreError
 from dla_cache.remote import is_remote
 from trainer.checkpoint import MetricsFile
 from trainer.config import RunConfig
-from trainer.run_folder import DataFacts, RunResult, read_config, read_facts, read_result
+from trainer.run_folder import DataFacts, HeldOut, RunResult, held_out, read_config, read_facts, read_result
 
 METRICS_NAME = "metrics.jsonl"
 NAMES_SHOWN = 3
@@ -40,6 +40,7 @@ class FinishedRun:
     config: RunConfig
     facts: DataFacts
     result: RunResult
+    test: HeldOut
     metrics: tuple[MetricsLine, ...]
     store: StoreFacts | None
     """None where the store is not at hand; then nothing is known of how many images validation has."""
@@ -75,8 +76,8 @@ class RunGroup:
 
     @property
     def test(self) -> Estimate:
-        result = self.first.result
-        return self._estimate([run.result.test_score for run in self.runs], (result.test_low, result.test_high))
+        first = self.first.test
+        return self._estimate([run.test.value for run in self.runs], (first.low, first.high))
 
     @property
     def validation(self) -> float:
@@ -107,7 +108,7 @@ class RunGroup:
         """One value a run with its interval: over seeds where there are several, else the first's, over test images."""
         if len(values) > 1:
             return over_seeds(values)
-        return Estimate(values[0], *of_first, self.first.result.test_images, "images")
+        return Estimate(values[0], *of_first, self.first.test.n, "images")
 
 
 def read_runs(folders: Sequence[Path], store: Path | None) -> tuple[list[FinishedRun], list[str]]:
@@ -134,7 +135,8 @@ def read_runs(folders: Sequence[Path], store: Path | None) -> tuple[list[Finishe
             theirs, why_not = store_of(config.store, facts, opened)
         if why_not:
             without.setdefault(why_not, []).append(folder.resolve().name)
-        runs.append(FinishedRun(folder.resolve(), config, facts, result, read_metrics(folder), theirs))
+        test = held_out(result, str(folder))
+        runs.append(FinishedRun(folder.resolve(), config, facts, result, test, read_metrics(folder), theirs))
     metrics = sorted({run.result.metric for run in runs})
     if len(metrics) > 1:
         raise RecipeMismatchError(
@@ -181,18 +183,22 @@ def checked_result(folder: Path) -> RunResult:
     """The result of a run folder.
 
     Raises:
-        CheckpointError: if the run is not finished, or one of its numbers is none.
+        CheckpointError: if the run is not finished, it has read no test split, or one of its numbers is none.
     """
     result = read_result(folder)
     if result.branches.keys() != result.branch_intervals.keys():
         raise CheckpointError(
             f"`branches` and `branch_intervals` in `{folder / 'result.json'}` differ", hint="train the run again"
         )
-    fractions = {name: getattr(result, name) for name in ("validation_score", "test_score", "test_low", "test_high")}
+    test = held_out(result, str(folder))
+    fractions = {"validation_score": result.validation_score}
+    fractions |= {"test_score": test.value, "test_low": test.low, "test_high": test.high}
     fractions |= {f"branches.{name}": value for name, value in result.branches.items()}
     for name, interval in result.branch_intervals.items():
         fractions |= {f"branch_intervals.{name}.{end}": value for end, value in enumerate(interval)}
-    sizes = {name: getattr(result, name) for name in ("test_images", "train_seconds", "images_per_s")}
+    sizes = {"test_images": float(result.test_images)}
+    if (result.best_step, result.train_seconds, result.images_per_s) != (0, 0, 0):  # as of a run of no steps
+        sizes |= {"train_seconds": result.train_seconds, "images_per_s": result.images_per_s}
     # A comparison with NaN is false, so it is among them.
     bad = {name: value for name, value in fractions.items() if not 0 <= value <= 1}
     bad |= {name: value for name, value in sizes.items() if not 0 < value < math.inf}

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from dla_cache.control_recipe import control_note, first_source
 from dla_cache.describe import ModalityStatus, StoreStatus, describe_store
 from dla_cache.errors import RecipeMismatchError
 from dla_cache.remote import is_remote
@@ -41,14 +42,15 @@ class ModalityFacts:
 
     @property
     def licence(self) -> str:
-        entry = SOURCES.get(self.recipe.source)
+        entry = SOURCES.get(first_source(self.recipe))
         return entry.licence if entry is not None else UNKNOWN_LICENCE
 
     @property
     def note(self) -> str | None:
         """A sentence that belongs beside every figure."""
         entry = SOURCES.get(self.recipe.source)
-        return f"{entry.note[0].upper()}{entry.note[1:]}." if entry is not None and entry.note else None
+        note = control_note(self.recipe) or (entry.note if entry is not None else "")
+        return f"{note[0].upper()}{note[1:]}." if note else None
 
 
 @dataclass(frozen=True, slots=True)

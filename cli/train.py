@@ -73,7 +73,7 @@ def train(
         from trainer.config import resolve_run
         from trainer.processes import launched_rank
         from trainer.run import train_run
-        from trainer.run_folder import dump_config
+        from trainer.run_folder import dump_config, held_out
         from trainer.targets import resolve_targets
 
     is_kind = what in KINDS
@@ -113,19 +113,21 @@ def train(
     if as_json:
         typer.echo(result.model_dump_json())
         return
-    interval = f"{100 * result.test_low:.1f} to {100 * result.test_high:.1f}"
-    rows = [
-        (f"validation {result.metric}", f"{100 * result.validation_score:.1f} %", f"kept step {result.best_step}"),
-        (
-            f"test {result.metric}",
-            f"{100 * result.test_score:.1f} %",
-            f"95 % interval {interval}, {counted(result.test_images, 'image')}",
-        ),
+    rows = [(f"validation {result.metric}", f"{100 * result.validation_score:.1f} %", f"kept step {result.best_step}")]
+    if config.roles.test:
+        test = held_out(result, config.output)
+        interval = f"95 % interval {100 * test.low:.1f} to {100 * test.high:.1f}, {counted(test.n, 'image')}"
+        rows.append((f"test {result.metric}", f"{100 * test.value:.1f} %", interval))
+    else:
+        rows.append((f"test {result.metric}", "-", "no test split was read: `roles.test` is empty"))
+    rows += [
         *(
             (f"  {name}", f"{100 * score:.1f} %", "of this part or input only")
             for name, score in list(result.branches.items())[1:]
         ),
-        ("training", f"{result.train_seconds:.1f} s", f"{result.images_per_s:.0f} images/s"),
+        ("training", f"{result.train_seconds:.1f} s", f"{result.images_per_s:.0f} images/s")
+        if result.best_step
+        else ("training", "none", "the weights are those it began with"),
     ]
     print_table(("measured", "value", ""), rows)
     warn_of_inert(result)

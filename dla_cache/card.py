@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from dla_cache.control_recipe import control_note, first_source, is_control
 from dla_cache.describe import describe_modality, describe_rounding, describe_store
 from dla_cache.durable import read_file, writing_to
 from dla_cache.leaks import audit_store
@@ -112,10 +113,13 @@ def _seal(text: bytes) -> bytes:
 
 def _title(store: LatentStore) -> str:
     names = ", ".join(store.modalities)
+    controls = [name for name in store.modalities if is_control(store.recipe(name))]
+    remark = f"\n**Not so {', '.join(controls)}**: it is a control, made to be compared with the real latents.\n"
     return (
         f"{CARD_TITLE}{len(store.rows_of())} images: {names}\n\n"
         "For each image what a generator made of it, stopped before its decoder: raw numbers as the source put them\n"
         "out, not standardised, in the order of the row table. Made to train models that see the image alone.\n"
+        f"{remark if controls else ''}"
     )
 
 
@@ -162,11 +166,12 @@ def _sources(store: LatentStore) -> str:
     for modality in store.modalities:
         recipe = store.recipe(modality)
         entry = SOURCES.get(recipe.source)
+        note = _plain(control_note(recipe)) or (entry.note if entry else "")
         facts = {
             "source": _plain(recipe.source),
             "what": entry.summary if entry else "",
-            "note": f"**{entry.note}**" if entry and entry.note else "",
-            "licence": str(getattr(entry, "licence", "")) or LICENCE_UNKNOWN,
+            "note": f"**{note}**" if note else "",
+            "licence": str(getattr(SOURCES.get(first_source(recipe)), "licence", "")) or LICENCE_UNKNOWN,
             "parameters": _plain(json.dumps(recipe.parameters, sort_keys=True)) if recipe.parameters else "none",
             "seed": str(recipe.seed),
             "sees the image as": "" if is_imported(recipe) else f"a square of {recipe.source_view_size} pixels",
@@ -211,12 +216,15 @@ def _statistics(store: LatentStore) -> str:
 
 def _making(store: LatentStore) -> str:
     recipes = [store.recipe(modality) for modality in store.modalities]
-    built = [recipe for recipe in recipes if not is_imported(recipe)]
+    built = [recipe for recipe in recipes if not is_imported(recipe) and not is_control(recipe)]
     lines = ["## How it was made", ""]
     if built:
         spec = yaml.safe_dump(_spec(store, built), sort_keys=False, allow_unicode=True).rstrip()
         lines += ["With `dla cache build` from this spec:", "", "```yaml", spec, "```", ""]
     for recipe in recipes:
+        if is_control(recipe):
+            lines += [f"{recipe.modality.value}: with `dla cache control`, see its parameters.", ""]
+            continue
         rounded = [*recipe.format.rounded_from[1:], recipe.format.dtype] if recipe.format.rounded_from else []
         for dtype in rounded:
             lines += [f"Then with `dla cache convert --dtype {recipe.modality.value}={dtype}`.", ""]

@@ -93,6 +93,14 @@ class CheckpointError(DlaError, OSError):
         return DlaError.__str__(self)
 
 
+class StudyError(DlaError, ValueError):
+    """The records of a study contradict its spec or each other, or some of its runs are not there."""
+
+
+class RunInUseError(CheckpointError):
+    """Another process trains in a run folder."""
+
+
 class ExportError(DlaError, RuntimeError):
     """An export does not give the logits of the student it was made from."""
 

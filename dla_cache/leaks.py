@@ -180,6 +180,39 @@ def audit_store(store: LatentStore) -> list[ModalityAudit]:
     return audits
 
 
+CONTROLS_OF_LABELS = frozenset({"label-embedding", "shuffled-within-class"})
+"""Kinds of control latents that are made with the labels at hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTrace:
+    """Whether the latents of a modality may tell labels by the way they were made."""
+
+    modality: str
+    source: str
+    saw_labels: bool
+    in_words: str
+
+
+def trace_labels(store: LatentStore) -> list[LabelTrace]:
+    """What is known of labels in the making of each modality: its source's training, a control's, its captions."""
+    traces = []
+    for audit in audit_store(store):
+        recipe, entry = store.recipe(audit.modality), SOURCES.get(audit.source)
+        kind = str(recipe.parameters.get("kind", ""))
+        saw_labels, told = False, "nothing is known of labels in its making" if entry else "a source that dla has not"
+        if audit.source == "control":
+            saw_labels, told = kind in CONTROLS_OF_LABELS, f"control latents, {kind}"
+        elif audit.counts:
+            saw_labels, told = audit.counts["own_class"] > 0, audit.in_words
+        elif audit.reads_captions:
+            told = audit.in_words
+        if entry is not None and entry.saw_labels:
+            saw_labels, told = True, entry.note
+        traces.append(LabelTrace(audit.modality, audit.source, saw_labels, told))
+    return traces
+
+
 def read_synonyms(path: Path, class_names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Other names of classes, from a YAML file of class names and lists.
 

@@ -1,14 +1,15 @@
 """The model card of an exported student: what it is, how good, how to load it, and where it comes from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dla_cache import __version__
+from dla_cache.control_recipe import control_note, is_control
 from dla_cache.errors import DlaError
 from dla_cache.spec import Recipe
 from dla_cache.store import open_store
 from trainer.outline import model_size
-from trainer.run_folder import RunResult
+from trainer.run_folder import RunResult, held_out
 from trainer.tasks import StudentTask
 from trainer.upbringing import TrainedRun
 
@@ -61,6 +62,10 @@ logits = session.run(["logits"], {"pixels": pixels})[0]"""
 
 UNITS = ("", "k", "M", "G", "T", "P")
 
+HELD_OUT = """\
+{metric} on the {n_test:,} images of {test}: **{test_score:.1f} %**, 95 % interval {low:.1f} to {high:.1f} %.
+They were read once, after all was chosen."""
+
 CARD = """\
 ---
 {library}pipeline_tag: image-classification
@@ -77,8 +82,7 @@ It sees the centre square of an image at {size} x {size} pixels and nothing else
 
 ## How good
 
-{metric} on the {n_test:,} images of {test}: **{test_score:.1f} %**, 95 % interval {low:.1f} to {high:.1f} %.
-They were read once, after all was chosen.
+{how_good}
 
 On {validation}, where the kept step was chosen, it is {validation_score:.1f} %, which is a little optimistic.
 This is one training run, of seed {seed}: the interval is that of drawing test images, not of training again.
@@ -132,12 +136,7 @@ def model_card(run: TrainedRun, result: RunResult, *, format_name: str, notes: M
         flops=in_thousands(size.flops),
         size=run.config.image_size,
         upbringing=upbringing(run),
-        metric={"top-1": "Top-1", "mAP": "Mean average precision (mAP)"}[result.metric],
-        n_test=result.test_images,
-        test=" and ".join(f"`{split}`" for split in roles.test),
-        test_score=100 * result.test_score,
-        low=100 * result.test_low,
-        high=100 * result.test_high,
+        how_good=how_good(result, roles.test),
         validation=" and ".join(f"`{split}`" for split in roles.validation),
         validation_score=100 * result.validation_score,
         seed=result.seed,
@@ -145,6 +144,21 @@ def model_card(run: TrainedRun, result: RunResult, *, format_name: str, notes: M
         class_names=json.dumps(names, ensure_ascii=False, indent=1),
         provenance="\n".join(f"| {what} | {value} |" for what, value in provenance(run, recipes).items()),
         sources="".join(f"\n- `{source}`: {notes[source]}" for source in sources) + ("\n" if sources else ""),
+    )
+
+
+def how_good(result: RunResult, splits: Sequence[str]) -> str:
+    """What the test split said, if one was read."""
+    if result.test_score is None:
+        return "No test split was read."
+    test = held_out(result, "run")
+    return HELD_OUT.format(
+        metric={"top-1": "Top-1", "mAP": "Mean average precision (mAP)"}[result.metric],
+        n_test=test.n,
+        test=" and ".join(f"`{split}`" for split in splits),
+        test_score=100 * test.value,
+        low=100 * test.low,
+        high=100 * test.high,
     )
 
 
@@ -211,7 +225,8 @@ def provenance(run: TrainedRun, recipes: Mapping[str, Recipe]) -> dict[str, str]
         if name in recipes:
             recipe = recipes[name]
             weights = f", weights sha256 `{recipe.weights_sha256}`" if recipe.weights_sha256 else ""
-            lines[f"latents of `{name}`, source"] = f"`{recipe.source}`{weights}"
+            note = f", {control_note(recipe)}" if is_control(recipe) else ""
+            lines[f"latents of `{name}`, source"] = f"`{recipe.source}`{weights}{note}"
     return lines
 
 

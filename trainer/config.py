@@ -61,7 +61,8 @@ class Roles(StrictModel):
     transfer: tuple[str, ...] = ()
     """Unlabelled images: they take part in distillation and self-training."""
     validation: Annotated[tuple[str, ...], Field(min_length=1)] = ("validation",)
-    test: Annotated[tuple[str, ...], Field(min_length=1)] = ("test",)
+    test: tuple[str, ...] = ("test",)
+    """None for a run that is compared on validation alone: it reads no test split and has no test score."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -107,6 +108,11 @@ class RunConfig(StrictModel):
     modalities: tuple[str, ...] | None = None
     """Probes and teachers: which modalities to see; all of the store when absent."""
     roles: Roles = Roles()
+    label_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the labelled role that takes part, rounded up in each class; the others take part in nothing. A smaller
+    share is part of a larger one."""
+    label_fraction_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Which images these are, whatever the run's own seed."""
     labelled_per_batch: Annotated[int, Field(gt=0)] = 32
     transfer_per_batch: Annotated[int, Field(ge=0)] = 0
     image_size: Annotated[int, Field(gt=0)] = 224
@@ -210,6 +216,19 @@ def resolve_run(value: Mapping[str, Any], *, base: Path, where: str) -> RunConfi
     Raises:
         SpecError: for an unknown preset or field, or parts that do not fit together.
     """
+    fields = over_preset(value, where)
+    run = parse_spec(placed(fields, base, where), RunConfig, where=where)
+    if run.targets is not None and "view" not in value:
+        run.model_fields_set.discard("view")  # a preset's views give way to those of stored targets
+    return run
+
+
+def over_preset(value: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a run says over what its `preset` says, which it no longer names.
+
+    Raises:
+        SpecError: if there is no such preset.
+    """
     preset, given = preset_of(value, where)
     loop = given.get("loop")
     if given.get("epochs") is not None or (isinstance(loop, Mapping) and "steps" in loop):
@@ -220,10 +239,7 @@ def resolve_run(value: Mapping[str, Any], *, base: Path, where: str) -> RunConfi
     model = given.get("model")
     if isinstance(model, Mapping) and given.get("kind") == "student" and not model.keys().isdisjoint(ORIGINS):
         preset = {name: value for name, value in preset.items() if name != "model"}  # the shape of a ViT
-    run = parse_spec(placed(merge(preset, given), base, where), RunConfig, where=where)
-    if run.targets is not None and "view" not in given:
-        run.model_fields_set.discard("view")  # a preset's views give way to those of stored targets
-    return run
+    return merge(preset, given)
 
 
 def preset_of(value: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], dict[str, Any]]:

@@ -57,6 +57,8 @@ class Role:
     batch_size: int
     labels_hidden: bool = False
     """Whether its labels, if the store has any, count as absent."""
+    image_ids: frozenset[str] | None = None
+    """Those of the splits that take part; None for all."""
 
 
 class ViewTargets(Protocol):
@@ -234,6 +236,7 @@ class PairSource:
             decode=decode if self.sees_images else None,
             images=self.sees_images,
             modalities=modalities,
+            image_ids=role.image_ids,
             shuffle=shuffle,
             drop_last=drop_last,
             modalities_of=modalities_of,

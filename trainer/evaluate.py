@@ -132,17 +132,24 @@ def predict(task: ClassifierTask, batches: Batches) -> Predictions:
 
 
 @torch.inference_mode()
-def measure_branches(task: ClassifierTask, batches: Batches, gather: Gather = alone) -> dict[str, Score]:
+def measure_branches(
+    task: ClassifierTask, batches: Batches, gather: Gather = alone, answers: list[Predictions] | None = None
+) -> dict[str, Score]:
     """The score of the answer, and of each branch beside it, over labelled images; the answer stands first.
 
     Args:
         gather: gives the tallies of all processes that have taken batches in turn.
+        answers: gets what this process answered, batch by batch.
     """
     tallies: dict[str, Tally] = {}
     task.module.eval()
     for batch in batches():
-        for name, logits in task.branch_logits(batch).items():
+        branches = task.branch_logits(batch)
+        for name, logits in branches.items():
             tallies.setdefault(name, new_tally(batch.labels)).add(logits, batch.labels)
+        if answers is not None:
+            answer = next(iter(branches.values())).float().cpu()
+            answers.append(Predictions(batch.image_ids, batch.labels.cpu(), answer))
     return merged_scores(gather(tallies))
 
 

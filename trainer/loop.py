@@ -162,6 +162,8 @@ class Loop:
         pace = Pace(stream)
         self.task.module.train()  # here and after evaluations: to say it to every module at every step takes a while
         with contextlib.closing(stream):
+            if not self.config.steps and not self.best_metrics:  # nothing to choose from but how it began
+                self.evaluate(evaluate, {}, pace.spent(), resumed_from)
             while self.step < self.config.steps:
                 if self.processes.agreed(should_stop()):
                     self.save("last")
@@ -296,7 +298,7 @@ class Loop:
             "step": self.step,
             "losses": {name: sum(one.get(name, 0.0) for one in values) / len(values) for name in names},
             "gradient_shares": {name: norm / sum(norms.values()) for name, norm in norms.items()},
-            "learning_rate": learning_rate_at(self.step - 1, self.config),
+            "learning_rate": learning_rate_at(max(self.step - 1, 0), self.config),
             "metrics": metrics,
             **pace,
             "evaluation_seconds": time.perf_counter() - began,

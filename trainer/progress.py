@@ -58,13 +58,13 @@ class Pace:
 
     @property
     def steps_per_s(self) -> float:
-        """Steps a second."""
-        return self.steps / self.seconds
+        """Steps a second; 0 before the first."""
+        return self.steps / self.seconds if self.steps else 0.0
 
     @property
     def waited(self) -> float:
-        """Fraction of the time."""
-        return (self._stream.seconds - self._waited_before) / self.seconds
+        """Fraction of the time; 0 before the first step."""
+        return (self._stream.seconds - self._waited_before) / self.seconds if self.steps else 0.0
 
     def spent(self) -> dict[str, float]:
         """As the log tells it."""

@@ -11,6 +11,7 @@ import torch
 from dla_cache.errors import SpecError
 from dla_cache.spec import StrictModel, parse_spec
 from dla_cache.store import LatentStore, open_store
+from trainer.answers import ANSWERS_NAME, write_answers
 from trainer.checkpoint import fitting, has_checkpoint, load_checkpoint, write_atomically
 from trainer.classifiers import (
     ClassifierConfig,
@@ -20,7 +21,7 @@ from trainer.classifiers import (
 )
 from trainer.config import RunConfig, config_class, folder_of
 from trainer.data import PairSource, PixelScale, Role
-from trainer.evaluate import measure_branches, measure_subsets, name_subsets
+from trainer.evaluate import Predictions, measure_branches, measure_subsets, name_subsets
 from trainer.loop import Loop, LoopResult
 from trainer.mixing import refuse_mixing
 from trainer.objectives import Need, WeightedSum
@@ -29,7 +30,7 @@ from trainer.probe import LatentProbe, ProbeConfig
 from trainer.processes import Processes, open_processes
 from trainer.progress import Progress
 from trainer.reference import Reference
-from trainer.roles import check_roles
+from trainer.roles import check_roles, labelled_ids, labelled_rows, training_statistics
 from trainer.run_folder import (
     DataFacts,
     RunResult,
@@ -43,7 +44,7 @@ from trainer.run_folder import (
     read_result,
 )
 from trainer.schedule import LoopConfig
-from trainer.scores import Score
+from trainer.scores import Score, in_turn
 from trainer.stored_targets import check_targets
 from trainer.student import StudentConfig, build_student, export_student
 from trainer.tasks import ClassifierTask, ProbeTask, StudentTask, TeacherTask
@@ -124,7 +125,7 @@ def _train_locked(
         share=processes.share,
         threads=config.threads,
     )
-    roles = [Role(config.roles.labelled, config.labelled_per_batch)]
+    roles = [Role(config.roles.labelled, config.labelled_per_batch, image_ids=labelled_ids(config, store))]
     if config.roles.transfer:
         roles.append(Role(config.roles.transfer, config.transfer_per_batch, labels_hidden=True))
     validation = pairs.evaluation(Role(config.roles.validation, EVALUATION_BATCH_SIZE), facts.modalities)
@@ -158,14 +159,24 @@ def _train_locked(
 
     processes.wait()  # for the first to have written the best
     load_best(folder, task)
-    test_batches = pairs.evaluation(Role(config.roles.test, EVALUATION_BATCH_SIZE), facts.modalities)
-    test = measure_branches(task, test_batches, processes.gather)
-    if not isinstance(task, StudentTask):
-        test |= name_subsets(task, measure_subsets(task, test_batches, processes.gather))
+    test: dict[str, Score] = {}
+    if config.roles.test:
+        test_batches = pairs.evaluation(Role(config.roles.test, EVALUATION_BATCH_SIZE), facts.modalities)
+        answers: list[Predictions] = []
+        test = measure_branches(task, test_batches, processes.gather, answers)
+        if not isinstance(task, StudentTask):
+            test |= name_subsets(task, measure_subsets(task, test_batches, processes.gather))
+        gathered = in_turn(processes.gather(answers))
+        processes.from_first(lambda: write_answers(folder / ANSWERS_NAME, gathered))
+    kept = task.student if isinstance(task, StudentTask) else task.module
     shares = mean_shares(record["gradient_shares"] for record in loop.metrics)
-    result = result_of(
-        config, facts, done, test, n_steps=loop.step, position_to_content=position_to_content, shares=shares
-    )
+    more = {
+        "position_to_content": position_to_content,
+        "gradient_shares": shares,
+        "inert": nearly_inert(shares),
+        "parameters": sum(parameter.numel() for parameter in kept.parameters()),
+    }
+    result = result_of(config, facts, done, test, more, n_steps=loop.step)
     if isinstance(task, StudentTask) and processes.is_first:
         scale = PixelScale(config.pixel_mean, config.pixel_std)
         export_student(
@@ -201,35 +212,33 @@ def result_of(
     facts: DataFacts,
     done: LoopResult,
     test: Mapping[str, Score],
+    more: Mapping[str, Any],
     *,
     n_steps: int,
-    position_to_content: dict[str, float],
-    shares: dict[str, float],
 ) -> RunResult:
     """What a run says of itself at its end.
 
     Args:
-        test: by name, the answer of the model first, then its parts.
+        test: by name, the answer of the model first, then its parts; empty if no test split was read.
+        more: fields that say nothing of the test split.
     """
     intervals = {name: score.interval() for name, score in test.items()}
-    answer, (low, high) = next(iter(test.values())), next(iter(intervals.values()))
+    answer, (low, high) = next(iter(test.values()), None), next(iter(intervals.values()), (None, None))
     return RunResult(
         kind=config.kind,
         metric="mAP" if facts.is_multi_label else "top-1",
         seed=config.seed,
         best_step=done.best_step,
         validation_score=done.best_metrics["selection"],
-        test_score=answer.value,
+        test_score=None if answer is None else answer.value,
         test_low=low,
         test_high=high,
-        test_images=answer.n,
+        test_images=0 if answer is None else answer.n,
         branches={name: score.value for name, score in test.items()},
         branch_intervals=intervals,
-        position_to_content=position_to_content,
-        gradient_shares=shares,
-        inert=nearly_inert(shares),
+        **more,
         train_seconds=done.train_seconds,
-        images_per_s=n_steps * config.images_per_step / done.train_seconds,
+        images_per_s=n_steps * config.images_per_step / done.train_seconds if n_steps else 0.0,
     )
 
 
@@ -358,7 +367,7 @@ def set_statistics(task: ClassifierTask, config: RunConfig, facts: DataFacts, st
         return
     for name in facts.formats:
         if facts.formats[name].kind == "continuous":
-            statistics = store.statistics(name, config.training_splits)
+            statistics = training_statistics(config, store, name)
             model.set_statistics(name, torch.from_numpy(statistics.mean), torch.from_numpy(statistics.std))
 
 
@@ -366,7 +375,7 @@ def resolve_loop(config: RunConfig, store: LatentStore) -> LoopConfig:
     """The loop's config, with `epochs` turned into steps of the largest role."""
     if config.epochs is None:
         return config.loop
-    labelled = len(store.rows_of(config.roles.labelled)) // config.labelled_per_batch
+    labelled = len(labelled_rows(config, store)) // config.labelled_per_batch
     transfer = len(store.rows_of(config.roles.transfer)) // max(1, config.transfer_per_batch)
     epoch = max(1, labelled, transfer)
     return config.loop.model_copy(update={"steps": config.epochs * epoch, "schedule_steps": epoch})

@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from dla_cache.durable import make_folder, writing_to
-from dla_cache.errors import CheckpointError, RecipeMismatchError, SpecError
+from dla_cache.errors import CheckpointError, RecipeMismatchError, RunInUseError, SpecError
 from dla_cache.remote import is_remote
 from dla_cache.spec import ORIGINAL_IMAGES, ImageRecipe, LatentFormat, StrictModel, canonical_json, load_yaml
 from dla_cache.store import LatentStore
@@ -70,12 +71,14 @@ class RunResult(StrictModel):
     """What the scores are: top-1, or mean average precision where an image may have several classes."""
     seed: int
     best_step: int
+    """0 of a run of no steps, whose weights are those it began with."""
     validation_score: float
     """Of the kept weights; chosen among steps, so a little optimistic."""
-    test_score: float
-    test_low: float
+    test_score: float | None
+    """None of a run without a test role, which has read no test image."""
+    test_low: float | None
     """95 % interval over test images: Wilson's of top-1, a bootstrap's of mAP."""
-    test_high: float
+    test_high: float | None
     test_images: int
     branches: dict[str, float]
     """Test score of the model, of each of its parts, and with some of its modalities left out (`image and depth`)."""
@@ -88,8 +91,34 @@ class RunResult(StrictModel):
     """Of each loss term: its mean share of the summed norms of the terms' own gradients, over all evaluations."""
     inert: tuple[str, ...] = ()
     """Terms below one percent of it: active, and nearly without effect."""
+    parameters: int
+    """Numbers that make up the model that is kept: a student's are without its throw-away heads."""
     train_seconds: float
     images_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What the test split said of a run: fractions in [0, 1], and the images they are of."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def held_out(result: RunResult, where: str) -> HeldOut:
+    """The test score of a run.
+
+    Raises:
+        CheckpointError: if it has read no test split.
+    """
+    if result.test_score is None or result.test_low is None or result.test_high is None:
+        raise CheckpointError(
+            f"the run in `{where}` has no test score: its `roles.test` is empty",
+            hint="`dla evaluate` measures it on a split that you name; train it with a test role to have one",
+        )
+    return HeldOut(result.test_score, result.test_low, result.test_high, result.test_images)
 
 
 @contextmanager
@@ -99,7 +128,7 @@ def locked_run(folder: Path) -> Iterator[None]:
     A folder that is made here goes again if nothing came into it: it would stand in the way of a corrected run.
 
     Raises:
-        CheckpointError: if another process trains there.
+        RunInUseError: if another process trains there.
         StoreError: if the folder cannot be made or locked.
     """
     is_new = not folder.exists()
@@ -109,7 +138,7 @@ def locked_run(folder: Path) -> Iterator[None]:
         is_locked = try_lock(descriptor)
     try:
         if not is_locked:
-            raise CheckpointError(
+            raise RunInUseError(
                 f"another process trains in `{folder}`", hint="wait until it is done, or choose another output"
             )
         yield

@@ -22,7 +22,8 @@ number of parts that a batch is cut into stays, processes times micro-batches.""
 class LoopConfig(StrictModel):
     """How long and how fast a task is trained."""
 
-    steps: Annotated[int, Field(gt=0)] = 500
+    steps: Annotated[int, Field(ge=0)] = 500
+    """0 keeps the weights that the run began with: of a teacher from scratch a random one, as a control."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     """Peak rate, after warm-up; per step, not scaled by batch size."""
     final_learning_rate: Annotated[float, Field(ge=0)] = 1e-6

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ RESAMPLES = 1000
 
 RANKED = 150_000_000
 """Images times classes times resamples, so that an interval takes seconds; never fewer than 100 resamples."""
+
+V = TypeVar("V")
 
 Metric = Literal["top-1", "mAP"]
 """Top-1 where an image has one class, mean average precision where it may have several."""
@@ -207,7 +209,7 @@ class RankingTally:
         return MeanPrecision(torch.cat(self.logits), torch.cat(self.labels))
 
 
-def in_turn(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+def in_turn(parts: Sequence[Sequence[V]]) -> list[V]:
     """The first of each part, the second of each, and so on."""
     return [one for turn in zip_longest(*parts) for one in turn if one is not None]
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from dla_cache.control_recipe import control_note
 from dla_cache.errors import RecipeMismatchError, SpecError
 from dla_cache.spec import ORIGINAL_IMAGES, ImageRecipe
 from dla_cache.store import LatentStore
@@ -105,7 +106,7 @@ def data_facts(
     # A probe sees no pixels, and its store may gain images.
     images = pictures_seen(store, config.images) if config.kind != "probe" else ORIGINAL_IMAGES
     taught = upbringing.facts
-    counts, n_labelled = class_counts(store, config.roles.labelled)
+    counts, n_labelled = class_counts(config, store)
     facts = DataFacts(
         class_names=tuple(store.class_names),
         is_multi_label=store.rows.is_multi_label,
@@ -133,8 +134,10 @@ def data_facts(
             )
         for name in upbringing.latents:
             if name not in recipes or recipes[name].hash != taught.recipes[name]:
+                note = control_note(recipes[name]) if name in recipes else ""
                 raise RecipeMismatchError(
-                    f"`{upbringing.place}` was trained on another recipe of `{name}` than `{config.store}` holds",
+                    f"`{upbringing.place}` was trained on another recipe of `{name}` than `{config.store}` holds"
+                    f"{f', a {note}' if note else ''}",
                     hint="train the teacher again on this store, or name the store it was trained on",
                 )
     return facts

@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from safetensors.torch import load
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dla_cache.errors import SourceError
+from dla_cache.sources.catalog import SOURCES
+from dla_cache.sources.catalog.embedded import DECODED_SPACE
 from dla_cache.sources.networks import (
     LATENT_SHAPE,
     SIDE,
@@ -33,6 +36,9 @@ CHUNK = 64
 Kernels for other numbers of images sum in another order, and the stored bytes may not depend on that.
 Of 16, 32 and 64 the fastest for the flow on one thread. Another number is another `WRITER_VERSION`.
 """
+
+PATCH = 8
+"""Side in pixels of the patches that a decoded picture is stored in: as many as a latent has places."""
 
 MODALITIES = {"embedded-depth": Modality.DEPTH, "embedded-audio": Modality.AUDIO}
 """By the name that the weights are shipped under."""
@@ -64,6 +70,20 @@ def latent_format(modality: Modality, dtype: str) -> LatentFormat:
     )
 
 
+def decoded_format(dtype: str) -> LatentFormat:
+    """The format of a decoded picture: float [16, 64]."""
+    n_tokens, n_pixels = (SIDE // PATCH) ** 2, PATCH**2
+    return LatentFormat.model_validate(
+        {
+            "kind": "continuous",
+            "shape": (n_tokens, n_pixels),
+            "axes": ("token", "channel"),
+            "dtype": dtype,
+            "space": DECODED_SPACE,
+        }
+    )
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Computes on one CPU thread: four cut sums elsewhere and change stored bytes. For more cores take more ranks."""
@@ -78,12 +98,12 @@ def one_thread() -> Iterator[None]:
 def encode_in_chunks(
     encode_chunk: Callable[[Tensor, Sequence[int]], Tensor], pixels: NDArray[np.uint8], seeds: Sequence[int]
 ) -> NDArray[np.float32]:
-    """Latents [B, 8, 4, 4] by calls of exactly `CHUNK` images; the last call is filled up with the last image.
+    """Latents [B, *shape] by calls of exactly `CHUNK` images; the last call is filled up with the last image.
 
     So a latent is the same to the bit whatever images come with it, and however many.
 
     Args:
-        encode_chunk: latents [CHUNK, 8, 4, 4] of pixels float32 [CHUNK, 3, 32, 32] in [-1, 1] and their seeds.
+        encode_chunk: latents [CHUNK, *shape] of pixels float32 [CHUNK, 3, 32, 32] in [-1, 1] and their seeds.
         pixels: uint8 [B, 3, 32, 32].
     """
     chunks = []
@@ -139,6 +159,46 @@ class EmbeddedFlow:
         """Frees nothing: the weights go with the object."""
 
 
+class DecodingFlow(EmbeddedFlow):
+    """A control: the flow, and the decoder that it is to stop before."""
+
+    def __init__(self, spec: LatentSpec, device: str) -> None:
+        super().__init__(spec, device)
+        self.row = SOURCES[spec.source].row
+        autoencoder = PictureAutoencoder()
+        load_weights(autoencoder, load(read_weights(self.weights)[0]), "autoencoder")
+        self.autoencoder = moved_to(autoencoder, device)
+
+
+class EmbeddedReencoded(DecodingFlow):
+    """The latent decoded to a picture, and what the encoder makes of that."""
+
+    def _encode_chunk(self, pixels: Tensor, seeds: Sequence[int]) -> Tensor:
+        pictures = self.autoencoder.decode(super()._encode_chunk(pixels, seeds)).clamp(-1, 1)
+        return self.autoencoder.moments(pictures)[0]
+
+
+class EmbeddedDecoded(DecodingFlow):
+    """The picture itself, in [0, 1]: what a teacher of decoded modalities sees.
+
+    Its patches are tokens without a width: a mirrored picture has mirrored patches, which turning a grid of them does
+    not make.
+    """
+
+    def __init__(self, spec: LatentSpec, device: str) -> None:
+        super().__init__(spec, device)
+        self.recipe = self.recipe.model_copy(update={"format": decoded_format(spec.dtype)})
+
+    def encode(self, pixels: NDArray[np.uint8], seeds: Sequence[int]) -> NDArray[np.float32]:
+        """Pictures as patches [B, 16, 64] of pixels uint8 [B, 3, 32, 32]."""
+        return super().encode(pixels, seeds)
+
+    def _encode_chunk(self, pixels: Tensor, seeds: Sequence[int]) -> Tensor:
+        pictures = self.autoencoder.decode(super()._encode_chunk(pixels, seeds))
+        # [B, 64, 4, 4]: the channels of a place are the pixels of its patch, row by row.
+        return functional.pixel_unshuffle(in_unit_range(pictures), PATCH).flatten(2).transpose(1, 2)
+
+
 class EmbeddedRidge:
     """The cheap map into the latent space of an embedded generator; seeds play no part."""
 
@@ -189,6 +249,30 @@ class EmbeddedAudioRidge(EmbeddedRidge):
     weights = "embedded-audio"
 
 
+class EmbeddedDepthDecoded(EmbeddedDecoded):
+    """`embedded-depth-decoded`."""
+
+    weights = "embedded-depth"
+
+
+class EmbeddedDepthReencoded(EmbeddedReencoded):
+    """`embedded-depth-reencoded`."""
+
+    weights = "embedded-depth"
+
+
+class EmbeddedAudioDecoded(EmbeddedDecoded):
+    """`embedded-audio-decoded`."""
+
+    weights = "embedded-audio"
+
+
+class EmbeddedAudioReencoded(EmbeddedReencoded):
+    """`embedded-audio-reencoded`."""
+
+    weights = "embedded-audio"
+
+
 def embedded_recipe(spec: LatentSpec, modality: Modality, weights_sha256: str, parameters: StrictModel) -> Recipe:
     """The recipe of an embedded source."""
     return Recipe(
@@ -218,5 +302,10 @@ def decode_pictures(weights: str, latents: NDArray[np.floating]) -> NDArray[np.f
     load_weights(autoencoder, load(read_weights(weights)[0]), "autoencoder")
     with torch.inference_mode():
         pictures = autoencoder.decode(torch.from_numpy(latents.astype(np.float32)))
-    scaled: NDArray[np.float32] = ((pictures[:, 0] + 1) / 2).clamp(0, 1).numpy()
+    scaled: NDArray[np.float32] = in_unit_range(pictures[:, 0]).numpy()
     return scaled
+
+
+def in_unit_range(pictures: Tensor) -> Tensor:
+    """What the autoencoder decoded, in [0, 1]."""
+    return ((pictures + 1) / 2).clamp(0, 1)

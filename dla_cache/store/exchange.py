@@ -142,11 +142,11 @@ def convert_store(
     for name in plan.rounded:
         _check_rounded(source, written, name)
     for series, shard in one_by_one(todo, target, on_progress, should_stop):
-        _copy_shard(source, written, series, shard)
+        copy_shard(source, written, series, shard)
     for series in source.series:
         written.consolidate(series)
         if series not in plan.rounded:
-            _check_equal(source, written, series)
+            check_equal(source, written, series)
     _copy_adoptions(source, written)
     return ConvertReport(
         n_images=written.rows.n_kept,
@@ -225,7 +225,12 @@ def _rounded_recipes(source: LatentStore, dtypes: Mapping[str, FloatDtype]) -> I
         yield modality, recipe.model_copy(update={"format": smaller})
 
 
-def _copy_shard(source: LatentStore, target: LatentStore, series: str, shard: Shard) -> None:
+def copy_shard(source: LatentStore, target: LatentStore, series: str, shard: Shard) -> None:
+    """Writes a shard of one store to another, with what its record says of the first computation.
+
+    Raises:
+        CorruptShardError: if it is damaged.
+    """
     record = _checked_record(source, series, shard)
     rows = source.kept_rows(shard)
     if series == IMAGES:
@@ -275,7 +280,7 @@ def _check_rounded(source: LatentStore, target: LatentStore, modality: str) -> N
             raise _from_elsewhere(source, target, modality, index)
 
 
-def _check_equal(source: LatentStore, target: LatentStore, series: str) -> None:
+def check_equal(source: LatentStore, target: LatentStore, series: str) -> None:
     """Passes if the records of both stores vouch for the same content.
 
     Raises:

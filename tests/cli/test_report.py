@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import statistics
-from html.parser import HTMLParser
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -29,44 +28,11 @@ from dla_cache.errors import CheckpointError, DlaError, RecipeMismatchError, Sto
 from dla_cache.sources import SourceEntry
 from dla_cache.spec import Modality
 from dla_cache.store import open_store
+from tests.cli.read_page import ReadPage
 from trainer.run import train_run
 from trainer.run_folder import read_result
 
 STUDENT = {"roles": {"transfer": ["transfer"]}, "transfer_per_batch": 4}
-VOID = {"meta", "link", "img", "br", "path", "line"}
-
-
-class ReadPage(HTMLParser):
-    """A page as tags, attributes and text; fails on a tag that is not closed in its place."""
-
-    def __init__(self, content):
-        super().__init__()
-        self.tags, self.open, self.words = [], [], []
-        self.feed(content)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, text):
-        if "style" not in self.open:
-            self.words.append(text)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
-
-    def all(self, wanted):
-        return [attributes for tag, attributes in self.tags if tag == wanted]
 
 
 @pytest.fixture(scope="session")

@@ -17,12 +17,15 @@ from dla_cache.data.spoken_digits import load_spoken_digits
 from dla_cache.errors import MissingDependencyError, SourceError, SpecError
 from dla_cache.manifest import ManifestRow, write_manifest
 from dla_cache.sources import SOURCES, open_source
+from dla_cache.sources.check import check_source, sample_images
 from dla_cache.sources.embedded import decode_audio, decode_depth
 from dla_cache.sources.seeding import sample_seed
 from dla_cache.spec import CacheSpec, LatentSpec, Modality
 from dla_cache.store import open_store
 
 EMBEDDED = [name for name in SOURCES if name.startswith("embedded-")]
+DECODING = [name for name in EMBEDDED if SOURCES[name].row.decodes]
+STOPPED = [name for name in EMBEDDED if name not in DECODING]
 WEIGHTS = resources.files("dla_cache.sources") / "weights"
 
 
@@ -178,13 +181,14 @@ def test_latents_are_float32_for_the_store_to_round_and_finite_in_float16(source
     opened = open_source(spec_of(source, dtype="float16"), "cpu")
     latents = opened.encode(held_out[0], range(100))
     assert (latents.dtype, opened.recipe.format.dtype) == (np.float32, "float16")
-    assert latents.shape == (100, 8, 4, 4)
+    assert latents.shape == (100, *opened.recipe.format.shape)
     assert np.isfinite(latents.astype(np.float16)).all()
-    assert (latents.std(axis=(0, 2, 3)) > 0.01).all()
+    by_channel = np.moveaxis(latents, opened.recipe.format.channel_axis + 1, 0)
+    assert (by_channel.reshape(len(by_channel), -1).std(axis=1) > 0.01).all()
     opened.close()
 
 
-@pytest.mark.parametrize("source", EMBEDDED)
+@pytest.mark.parametrize("source", STOPPED)
 def test_encoding_never_decodes(source, held_out, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a decoder was built or called")
@@ -195,6 +199,41 @@ def test_encoding_never_decodes(source, held_out, monkeypatch):
     assert opened.encode(held_out[0][:2], [0, 1]).shape == (2, 8, 4, 4)
     with pytest.raises(AssertionError, match="decoder"):
         decode_depth(np.zeros((1, 8, 4, 4), np.float16))
+
+
+@pytest.mark.parametrize(("modality", "decode"), [("depth", decode_depth), ("audio", decode_audio)])
+def test_the_decoded_control_is_the_picture_that_the_latent_decodes_to_in_patches(modality, decode, held_out):
+    pixels, seeds = held_out[0][:5], range(5)
+    plain, decoded = (
+        open_source(spec_of(f"embedded-{modality}{control}"), "cpu").encode(pixels, seeds)
+        for control in ("", "-decoded")
+    )
+    pictures = decode(plain)
+    patches = pictures.reshape(5, 4, 8, 4, 8).swapaxes(2, 3).reshape(5, 16, 64)
+    np.testing.assert_allclose(decoded, patches, atol=1e-5)  # of other numbers of images at a time
+
+
+def test_a_picture_in_patches_is_not_mirrored_by_turning_their_grid():
+    decoded = open_source(spec_of("embedded-depth-decoded"), "cpu").recipe.format
+    assert "flattened into tokens" in decoded.no_mirror_of(Modality.DEPTH)
+
+
+@pytest.mark.parametrize("modality", ["depth", "audio"])
+def test_what_is_decoded_and_encoded_again_is_near_the_latent_and_another(modality, held_out):
+    plain, again = (
+        open_source(spec_of(f"embedded-{modality}{control}"), "cpu").encode(held_out[0], range(100))
+        for control in ("", "-reencoded")
+    )
+    assert again.shape == plain.shape
+    lost = ((plain - again) ** 2).mean() / plain.var()
+    assert 1e-4 < lost < 0.5
+
+
+@pytest.mark.parametrize("source", ["embedded-depth-decoded", "embedded-depth-reencoded"])
+def test_a_control_that_decodes_passes_the_check_of_sources_for_it_says_so(source):
+    claims = check_source(spec_of(source), "cpu", sample_images(), open_source=open_source).claims
+    assert [claim for claim in claims if not claim.holds] == []
+    assert "it decodes, as it says" in {claim.name for claim in claims}
 
 
 @pytest.mark.parametrize("source", EMBEDDED)
@@ -244,6 +283,8 @@ def test_whoever_may_have_seen_labels_says_so():
     assert {name for name, entry in SOURCES.items() if "seen the labels" in entry.note} == {
         "embedded-audio",
         "embedded-audio-ridge",
+        "embedded-audio-decoded",
+        "embedded-audio-reencoded",
     }
 
 
@@ -256,7 +297,7 @@ def test_what_is_decoded_lies_between_0_and_1(decode):
 
 
 def test_the_shipped_generators_are_float16_of_at_most_4_mb():
-    for source in EMBEDDED:
+    for source in STOPPED:
         assert len((WEIGHTS / f"{source}.safetensors").read_bytes()) <= 4e6
         assert {dtype for _, dtype in layout_of(WEIGHTS / f"{source}.safetensors").values()} == {"F16"}
 

@@ -19,6 +19,7 @@ FACTS = {
     "class_names": ("a", "b"),
     "class_counts": (1, 1),
     "n_labelled": 2,
+    "n_images": 2,
     "recipes": {"depth": ""},
     "formats": {"depth": DEPTH},
     "modalities": ("depth",),
@@ -150,7 +151,7 @@ def test_what_the_data_decide_may_not_be_set(kind, field):
     [
         ({"kind": "professor"}, "kind"),
         ({"kind": "probe", "seed": -1}, "seed"),
-        ({"kind": "probe", "loop": {"steps": 0}}, r"loop\.steps"),
+        ({"kind": "probe", "loop": {"steps": -1}}, r"loop\.steps"),
         ({"kind": "probe", "loop": 5}, "loop"),
         ({"kind": "probe", "epochs": 0}, "epochs"),
         ({"kind": "probe", "pixel_std": [0, 0.5, 0.5]}, r"pixel_std\.0"),

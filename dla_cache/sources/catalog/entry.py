@@ -91,6 +91,8 @@ class SourceEntry:
     """What its weights may be used for."""
     note: str = ""
     """What whoever reads a figure must know of how the source was made; shown beside every figure."""
+    saw_labels: bool = False
+    """Whether labels took part in how its weights were made, so that its latents may tell them."""
     model: str = ""
     """Repository on the Hugging Face hub that its weights come from unless a spec names another `model`."""
     is_gated: bool = False
