@@ -151,7 +151,12 @@ def test_a_student_of_latents_goes_on_with_those_that_it_began_with_only(tiny, t
         train_run(config.model_copy(update={"store": str(other)}), resume=True)
 
 
-def test_latents_are_mirrored_with_the_view_that_predicts_them(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("beside", ["alone", "of a probe"])
+def test_latents_are_mirrored_with_the_view_that_predicts_them(tiny, tmp_path, monkeypatch, beside):
+    fields = {"objective": LATENTS}
+    if beside == "of a probe":  # which by itself is asked about latents that no view has mirrored
+        train_run(tiny.run("probe", tmp_path / "probe"))
+        fields = {"objective": {**LATENTS, "kd": {}}, "teacher": tmp_path / "probe"}
     opened = []
 
     class Recorded(PairSource):
@@ -160,7 +165,7 @@ def test_latents_are_mirrored_with_the_view_that_predicts_them(tiny, tmp_path, m
             opened.append(self)
 
     monkeypatch.setattr("trainer.run.PairSource", Recorded)
-    train_run(tiny.run("student", tmp_path / "run", objective=LATENTS, **WITH_TRANSFER))
+    train_run(tiny.run("student", tmp_path / "run", **fields, **WITH_TRANSFER))
     (pairs,) = opened
     assert pairs.mirrors_latents
     assert pairs.modalities == ("depth",)
