@@ -4,12 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from dla_cache.errors import SpecError
+from tests.trainer.students import FAMILIES, make_student, some_pixels
+from trainer.batch import Batch
+from trainer.features import LOGITS
+from trainer.objectives import ModelOutline, ObjectiveConfig
 from trainer.run import train_run
 from trainer.stored_targets import open_targets
 from trainer.target_store import make_targets
 from trainer.targets import resolve_targets
+from trainer.tasks import StudentTask
 
 VIEW = {"scale_min": 0.5, "horizontal_flip": True, "count": 2, "seed": 7}
 COMBINED = {"ce": {}, "kd": {}, "dist": {}, "rkd": {"pair": {"student": 0, "span": "depth"}}}
@@ -82,3 +88,28 @@ def test_images_mixed_of_two_are_refused_by_an_objective_that_asks_for_one_class
     )
     with pytest.raises(SpecError, match="`dkd` asks for the class of an image"):
         train_run(run)
+
+
+class AnyReference:
+    """Of two blocks without a class token, that says random numbers."""
+
+    outline = ModelOutline({"a": 6, "b": 5}, ("image", "depth"), 3)
+
+    def targets(self, batch, wanted):
+        generator = torch.Generator().manual_seed(0)
+        return {
+            one: torch.randn(len(batch), 3 if one == LOGITS else self.outline.width(one.block), generator=generator)
+            for one in wanted
+        }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_of_students_learns_by_stages_and_relations(family):
+    fields = {"ofa": {}, "dho": {}, "rkd": {"pair": {"span": "depth"}}, "sp": {"pair": {"student": 0}}, "pkt": {}}
+    task = StudentTask(make_student(family), ObjectiveConfig.model_validate(fields), AnyReference())
+    batch = Batch(tuple("abcd"), some_pixels(4), {}, torch.tensor([0, 1, 2, -1]))
+    losses = task.losses(batch)
+    losses.total.backward()
+    assert set(losses.terms) == {"ofa", "dho.ce", "dho.kd", "rkd", "sp", "pkt"}
+    assert all(parameter.grad is not None for parameter in task.objectives.parameters())
+    assert sum(parameter.grad.abs().sum() for parameter in task.student.parameters()) > 0
