@@ -74,6 +74,8 @@ def refuse_mixing(config: "RunConfig", *, reference_sees_latents: bool, has_stor
         whose = "the teacher" if config.kind == "teacher" else f"the model in `{config.teacher}`"
         whose = "`objective.latents`" if of_objective else whose
         reason = f"{whose} reads latents, and there are none of two images mixed"
+    elif config.objective is not None and config.objective.crd is not None:
+        reason = "`crd` remembers what each image looks like, and two mixed look like neither"
     if reason is not None:
         raise SpecError(
             f"`mixing` would teach something wrong: {reason}",

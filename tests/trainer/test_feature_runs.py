@@ -15,6 +15,7 @@ from trainer.config import resolve_run
 from trainer.data import PairSource
 from trainer.export import export_run
 from trainer.measure import measure_run
+from trainer.mixing import refuse_mixing
 from trainer.run import initial_task, load_run, open_upbringing, train_run
 from trainer.run_folder import read_result
 from trainer.target_store import make_targets
@@ -169,6 +170,12 @@ def test_latents_are_mirrored_with_the_view_that_predicts_them(tiny, tmp_path, m
     (pairs,) = opened
     assert pairs.mirrors_latents
     assert pairs.modalities == ("depth",)
+
+
+def test_images_that_crd_remembers_are_not_mixed(tiny, teacher, tmp_path):
+    config = tiny.run("student", tmp_path / "run", teacher=teacher, objective={"crd": {}}, mixing={})
+    with pytest.raises(SpecError, match="`crd` remembers what each image looks like"):
+        refuse_mixing(config, reference_sees_latents=False, has_stored_targets=False)
 
 
 @pytest.mark.parametrize(

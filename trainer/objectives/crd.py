@@ -136,7 +136,7 @@ class Crd(Objective):
             memory.index_copy_(0, rows, unit(MOMENTUM * memory[rows] + (1 - MOMENTUM) * seen))
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def draw_fractions(seed: int, step: int, n_numbers: int) -> Tensor:
     """Numbers [n] in [0, 1), float64; torch.compile cannot look into how they are made."""
     return torch.from_numpy(uniform_numbers(seed, [""], step, n_numbers, purpose="crd")[0])
