@@ -108,7 +108,7 @@ def _train_locked(
     check_parts(config, facts, store, upbringing)
     task = initial_task(config, facts, upbringing, store)
 
-    reads_latents = config.objective is not None and bool(config.objective.latents)
+    reads_latents = config.objective is not None and bool(config.objective.modalities)
     pairs = PairSource(
         store,
         folder_of(config.images),
@@ -261,7 +261,7 @@ def check_parts(config: RunConfig, facts: DataFacts, store: LatentStore, upbring
 def latents_read(config: RunConfig, facts: DataFacts, upbringing: Upbringing) -> tuple[str, ...]:
     """The modalities that training needs: the model's own; or those of what a student learns from, and of its
     objectives."""
-    of_objectives = config.objective.latents if config.objective is not None else ()
+    of_objectives = config.objective.modalities if config.objective is not None else ()
     return tuple(dict.fromkeys((*facts.modalities, *upbringing.latents, *of_objectives)))
 
 
@@ -342,7 +342,15 @@ def build_task(
     assert config.objective is not None
     is_alone = reference is None and Need.REFERENCE in config.objective.needs
     objective = None if is_alone else config.objective
-    return StudentTask(student, objective, reference, balance, formats=facts.formats, n_images=facts.n_images)
+    return StudentTask(
+        student,
+        objective,
+        reference,
+        balance,
+        formats=facts.formats,
+        n_images=facts.n_images,
+        is_multi_label=facts.is_multi_label,
+    )
 
 
 def model_config(config: RunConfig, facts: DataFacts) -> StrictModel:

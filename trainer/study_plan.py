@@ -102,7 +102,7 @@ def latents_of(run: PlannedRun, *, is_taught_by_targets: bool) -> tuple[str, ...
     """The modalities that a run reads of its store: for itself, its objectives, or its teacher; None for all."""
     if run.config.kind != "student":
         return run.config.modalities
-    of_objectives = () if run.config.objective is None else run.config.objective.latents
+    of_objectives = () if run.config.objective is None else run.config.objective.modalities
     if run.upstream is None or is_taught_by_targets or run.upstream.config.kind == "student":
         return tuple(of_objectives)
     of_teacher = run.upstream.config.modalities
