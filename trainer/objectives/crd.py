@@ -37,6 +37,7 @@ class CrdConfig(TermConfig):
     negatives: Annotated[int, Field(gt=0)] = 16_384
     """Drawn with replacement, once for all images of a batch; a step's cost grows with them."""
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = TEMPERATURE
+    """That cosines are divided by."""
 
     def targets(self, reference: ModelOutline) -> tuple[Target, ...]:
         return (self.pair.target(reference, "pooled", "crd"),)
