@@ -16,6 +16,7 @@ from dla_cache.errors import CorruptShardError
 if TYPE_CHECKING:
     from dla_cache.build import BuildReport
     from dla_cache.manifest import Manifest
+    from dla_cache.spec import CacheSpec
     from dla_cache.store import LatentStore
     from trainer.run_folder import RunResult
 
@@ -93,13 +94,28 @@ def build_embedded_cache(
     Raises:
         WorkInterrupted: if `should_stop` said so.
     """
+    from dla_cache.spec import CacheSpec, read_yaml
+
+    spec = read_yaml(Path(__file__).parent / "specs" / "cache.yaml", CacheSpec)
+    if modalities is not None:
+        spec = spec.model_copy(update={"latents": tuple(one for one in spec.latents if one.modality in modalities)})
+    return build_embedded_store(out, spec, out / "cache.zarr", should_stop=should_stop)
+
+
+def build_embedded_store(
+    out: Path, spec: "CacheSpec", place: Path, *, should_stop: Callable[[], bool]
+) -> tuple["LatentStore", "BuildReport", "Manifest"]:
+    """The embedded data as files in `out/data`, and the store in `place` of the latents that a spec asks for.
+
+    Raises:
+        WorkInterrupted: if `should_stop` said so.
+    """
     import torch
 
     from dla_cache.build import BuildProgress, build_cache
     from dla_cache.data.export import MANIFEST_NAME, write_relief_digits
     from dla_cache.manifest import read_manifest
     from dla_cache.sources import open_source
-    from dla_cache.spec import CacheSpec, read_yaml
     from dla_cache.store import open_store
 
     # This generator is too small for more: two threads are no faster, and wait for each other when others want a core.
@@ -108,18 +124,13 @@ def build_embedded_cache(
     if not path.exists():
         write_relief_digits(out / "data", on_progress=lambda _split, _n: stop_if(should_stop))
     manifest = read_manifest(path)
-    spec = read_yaml(Path(__file__).parent / "specs" / "cache.yaml", CacheSpec)
-    if modalities is not None:
-        spec = spec.model_copy(update={"latents": tuple(one for one in spec.latents if one.modality in modalities)})
     with ProgressReporter("build", "images") as reporter:
 
         def show(at: BuildProgress) -> None:
             reporter.update(at.images_done, at.images_total, f"{at.modality}, shard {at.shard} of {at.n_shards}")
 
-        report = build_cache(
-            manifest, spec, out / "cache.zarr", open_source=open_source, on_progress=show, should_stop=should_stop
-        )
-    return open_store(out / "cache.zarr"), report, manifest
+        report = build_cache(manifest, spec, place, open_source=open_source, on_progress=show, should_stop=should_stop)
+    return open_store(place), report, manifest
 
 
 def check_cache(store: "LatentStore", manifest: "Manifest", should_stop: Callable[[], bool]) -> None:

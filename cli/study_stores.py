@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.demo import build_embedded_cache
+from cli.demo import build_embedded_cache, build_embedded_store
 from cli.render import ProgressReporter
-from dla_cache.errors import SpecError
+from dla_cache.errors import SpecError, name_some
 from dla_cache.remote import is_remote
 
 if TYPE_CHECKING:
@@ -46,10 +46,12 @@ def open_stores(
         SpecError: if a control makes no sense of the store.
         WorkInterrupted: if `should_stop` said so.
     """
+    from dla_cache.data.export import TRUTH_NAME
     from dla_cache.store import open_store
     from trainer.study_plan import store_facts
     from trainer.study_records import build_seconds
 
+    check_entries(spec.stores)
     opened: dict[str | None, LatentStore] = {}
     places: dict[str | None, str] = {}
     images: str | None
@@ -65,9 +67,13 @@ def open_stores(
         if entry.path is not None:
             places[name] = place_of(entry.path, base)
             opened[name] = open_store(places[name])
+            continue
+        if entry.source is not None:
+            folder = build_of_source(name, entry, out, should_stop)
         else:
-            folder = build_control(name, entry, opened[None], base, out, should_stop)
-            places[name], opened[name] = str(folder.absolute()), open_store(folder)
+            truth = None if spec.data is None else out / "data" / TRUTH_NAME
+            folder = build_control(name, entry, opened[None], base, out, truth, should_stop)
+        places[name], opened[name] = str(folder.absolute()), open_store(folder)
     return {
         name: OpenedStore(store, store_facts(store, places[name], images), build_seconds(store))
         for name, store in opened.items()
@@ -79,28 +85,77 @@ def place_of(place: str, base: Path) -> str:
     return place if is_remote(place) else str(base / place)
 
 
+def check_entries(entries: "Mapping[str, StoreEntry]") -> None:
+    """Looks at all names of controls and sources, before anything is built.
+
+    Raises:
+        SpecError: if there is no such control, or no such embedded source.
+    """
+    from dla_cache.control_recipe import MEANINGS
+    from dla_cache.sources.catalog import SOURCES
+
+    embedded = [name for name in SOURCES if name.startswith("embedded-")]
+    for name, entry in entries.items():
+        for what, said, known in (("control", entry.control, [*MEANINGS]), ("source", entry.source, embedded)):
+            if said is not None and said not in known:
+                raise SpecError(
+                    f"`stores.{name}.{what}` is `{said}`, which is no {what}",
+                    hint=f"one of {name_some(known, shown=len(known))}",
+                )
+
+
+def build_of_source(name: str, entry: "StoreEntry", out: Path, should_stop: Callable[[], bool]) -> Path:
+    """Builds what another source makes of the embedded data, or goes on with it, and gives its folder.
+
+    Raises:
+        WorkInterrupted: if `should_stop` said so.
+    """
+    from dla_cache.sources.catalog import SOURCES
+    from dla_cache.spec import CacheSpec, LatentSpec
+
+    assert entry.source is not None
+    known = [one for one in SOURCES if one.startswith("embedded-")]
+    if entry.source not in known:
+        raise SpecError(
+            f"`stores.{name}.source` is `{entry.source}`, which is no embedded source",
+            hint=f"one of {name_some(known)}",
+        )
+    latents = LatentSpec(modality=SOURCES[entry.source].modality, source=entry.source, seed=entry.seed)
+    folder = out / "stores" / f"{name}-{entry.source}-{entry.seed}.zarr"
+    build_embedded_store(out, CacheSpec(latents=(latents,)), folder, should_stop=should_stop)
+    return folder
+
+
 def build_control(
-    name: str, entry: "StoreEntry", real: "LatentStore", base: Path, out: Path, should_stop: Callable[[], bool]
+    name: str,
+    entry: "StoreEntry",
+    real: "LatentStore",
+    base: Path,
+    out: Path,
+    truth: Path | None,
+    should_stop: Callable[[], bool],
 ) -> Path:
     """Makes a control store of the study's own, or goes on with it, and gives its folder.
 
     The folder is named by all that decides the control: another seed is another store.
 
+    Args:
+        truth: table of the labels of all images, where they are known.
+
     Raises:
-        SpecError: if there is no such control, or it makes no sense of the store.
+        SpecError: if it makes no sense of the store.
     """
     from dla_cache.control_recipe import MEANINGS
-    from dla_cache.controls import control_store
+    from dla_cache.controls import USED_BY, control_store
     from dla_cache.store import open_store
     from trainer.study_plan import address_of
 
-    kind = next((known for known in MEANINGS if known == entry.control), None)
-    if kind is None:
-        raise SpecError(
-            f"`stores.{name}.control` is `{entry.control}`, which is no control", hint=f"one of {', '.join(MEANINGS)}"
-        )
+    kind = next(known for known in MEANINGS if known == entry.control)
     decides: dict[str, Any] = entry.model_dump(mode="json") | {"real": real.content_hash()}
     folder = out / "stores" / f"{name}-{address_of(decides)[:8]}.zarr"
+    labels = None if entry.labels is None else base / entry.labels
+    if labels is None and kind in USED_BY["labels"]:
+        labels = truth
     with ProgressReporter(f"control {name}", "shards") as reporter:
         control_store(
             real,
@@ -108,7 +163,7 @@ def build_control(
             kind=kind,
             seed=entry.seed,
             modalities=entry.modalities,
-            labels=None if entry.labels is None else base / entry.labels,
+            labels=labels,
             noise=entry.noise,
             features=None if entry.features is None else open_store(place_of(entry.features, base)),
             on_progress=reporter.update,

@@ -49,7 +49,7 @@ HOME = "/home/you"
 ELLIPSIS = "…"
 
 MEASURING = re.compile(
-    r"dla (?:train|evaluate|predict|export|report|doctor|demo|sources fit|cache plan|cache inspect|cache du)\b"
+    r"dla (?:train|study|evaluate|predict|export|report|doctor|demo|sources fit|cache plan|cache inspect|cache du)\b"
 )
 """Commands whose numbers are measured: by training, on latents as this processor rounds them, or on this machine."""
 

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dla_cache.errors import SpecError
 from trainer.features import CLS, IMAGE, Features, Target
 
 Reading = Literal["cls", "pooled", "spatial"]
@@ -98,12 +99,35 @@ class MessyHeads(nn.Module):
         }
 
     def _seen(self, number: int, term: MessyTerm, student: Features) -> Tensor:
-        assert student.spans is not None
-        reads_cls = self.read == "cls" and term.target.what == "pooled"
-        tokens = student.blocks[term.student_block][:, student.spans[CLS if reads_cls else IMAGE]]
         if term.target.what == "tokens":
-            return tokens
-        if self.read == "spatial":
-            picked: Tensor = self.queries[str(number)](tokens)
-            return picked
+            assert student.spans is not None
+            return student.blocks[term.student_block][:, student.spans[IMAGE]]
+        query = self.queries[str(number)] if self.read == "spatial" else None
+        return read_block(student, term.student_block, self.read, query)
+
+
+def reading_of(asked: Reading | None, spans: Sequence[str], objective: str) -> Reading:
+    """What heads see of a student with these spans, where the objective asks for it or for nothing.
+
+    Raises:
+        SpecError: if it is a CLS that the student has not.
+    """
+    if asked == "cls" and CLS not in spans:
+        raise SpecError(
+            f"`{objective}.read` is `cls`, and the student has no such token", hint="set it to `pooled` or `spatial`"
+        )
+    return asked or ("cls" if CLS in spans else "pooled")
+
+
+def read_block(student: Features, block: int, read: Reading, query: nn.Module | None = None) -> Tensor:
+    """What a head sees of a block, [B, D].
+
+    Args:
+        query: of `spatial`.
+    """
+    assert student.spans is not None
+    tokens = student.blocks[block][:, student.spans[CLS if read == "cls" else IMAGE]]
+    if query is None:
         return tokens.mean(dim=1)
+    picked: Tensor = query(tokens)
+    return picked

@@ -108,7 +108,7 @@ def _train_locked(
     check_parts(config, facts, store, upbringing)
     task = initial_task(config, facts, upbringing, store)
 
-    reads_latents = config.objective is not None and bool(config.objective.latents)
+    reads_latents = config.objective is not None and bool(config.objective.modalities)
     pairs = PairSource(
         store,
         folder_of(config.images),
@@ -261,7 +261,7 @@ def check_parts(config: RunConfig, facts: DataFacts, store: LatentStore, upbring
 def latents_read(config: RunConfig, facts: DataFacts, upbringing: Upbringing) -> tuple[str, ...]:
     """The modalities that training needs: the model's own; or those of what a student learns from, and of its
     objectives."""
-    of_objectives = config.objective.latents if config.objective is not None else ()
+    of_objectives = config.objective.modalities if config.objective is not None else ()
     return tuple(dict.fromkeys((*facts.modalities, *upbringing.latents, *of_objectives)))
 
 
@@ -342,8 +342,16 @@ def build_task(
         student = build_student(model)
     assert config.objective is not None
     is_alone = reference is None and bool(config.objective.needs & {Need.REFERENCE, Need.TEACHERS})
-    objective, formats, n_images = None if is_alone else config.objective, facts.formats, facts.n_images
-    return StudentTask(student, objective, reference, balance, formats=formats, n_images=n_images, n_steps=n_steps)
+    return StudentTask(
+        student,
+        None if is_alone else config.objective,
+        reference,
+        balance,
+        formats=facts.formats,
+        n_images=facts.n_images,
+        is_multi_label=facts.is_multi_label,
+        n_steps=n_steps,
+    )
 
 
 def model_config(config: RunConfig, facts: DataFacts) -> StrictModel:

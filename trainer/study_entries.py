@@ -11,19 +11,22 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class StoreEntry(StrictModel):
-    """One more store: a place, or a control that is made from the study's own store."""
+    """One more store: a place, a control that is made from the study's own store, or another source's latents of
+    the embedded data."""
 
     path: str | None = None
     """Where it lies; relative to the spec file."""
     control: str | None = None
     """Kind of control latents to make, as `dla cache control --kind` names it."""
+    source: str | None = None
+    """Of a study with `data`: an embedded source, whose modality is all that the store has."""
     seed: Seed = 0
-    """Of a control: decides what is drawn or shuffled."""
+    """Of a control: decides what is drawn or shuffled. Of a source: its recipe's."""
     modalities: tuple[str, ...] | None = None
     """Of a control: whose latents are replaced; all of the store when absent."""
     labels: str | None = None
     """Of a control that goes by class: table of image_id and label for images without one; relative to the spec
-    file."""
+    file. Those of embedded `data` are known."""
 
     noise: Annotated[float, Field(ge=0, le=1)] | None = None
     """Of a label embedding: the share of the variance that is noise."""
@@ -32,8 +35,11 @@ class StoreEntry(StrictModel):
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> Self:
-        if (self.path is None) == (self.control is None):
-            raise ValueError("a store is either a `path` or a `control`")
+        ways = [name for name in ("path", "control", "source") if getattr(self, name) is not None]
+        if len(ways) != 1:
+            raise ValueError("a store is either a `path` or a `control` or a `source`")
+        if self.source is not None and self.model_fields_set - {"source", "seed"}:
+            raise ValueError("all but `source` and `seed` belongs to a `path` or a `control`")
         if self.path is not None and self.model_fields_set - {"path"}:
             raise ValueError("all but `path` belongs to a `control`")
         return self

@@ -110,7 +110,7 @@ def latents_of(run: PlannedRun, *, is_taught_by_targets: bool) -> tuple[str, ...
     """The modalities that a run reads of its store: for itself, its objectives, or its teacher; None for all."""
     if run.config.kind != "student":
         return run.config.modalities
-    of_objectives = () if run.config.objective is None else run.config.objective.latents
+    of_objectives = () if run.config.objective is None else run.config.objective.modalities
     if run.upstream is None or is_taught_by_targets:
         return tuple(of_objectives)
     of_teachers = [one.config.modalities for one in run.all_upstream if one.config.kind != "student"]

@@ -205,6 +205,9 @@ class StudySpec(StrictModel):
             raise ValueError("name either `store`, with `images` unless it holds them, or `data`")
         if self.data is not None and self.images is not None:
             raise ValueError("`images` belongs to `store`: the command makes those of `data`")
+        made = [name for name, entry in self.stores.items() if entry.source is not None]
+        if made and self.data is None:
+            raise ValueError(f"`stores.{made[0]}.source` belongs to a study with `data`: name the `path` of a store")
         unsafe = [name for name in (*self.arms, *self.stores) if not SAFE_NAME.fullmatch(name)]
         if unsafe:
             raise ValueError(f"`{unsafe[0]}` is no safe name: letters, digits, `._-`, at most 64 of them")

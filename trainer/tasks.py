@@ -216,6 +216,7 @@ class StudentTask:
         *,
         formats: Mapping[str, LatentFormat] | None = None,
         n_images: int = 0,
+        is_multi_label: bool = False,
         n_steps: int = 0,
     ) -> None:
         """
@@ -223,6 +224,7 @@ class StudentTask:
             objective: None for a student that is not trained but used.
             formats: of the latents that the objectives read.
             n_images: rows of the store.
+            is_multi_label: whether an image may have several classes.
             n_steps: of the run.
 
         Raises:
@@ -243,6 +245,7 @@ class StudentTask:
                 reference.outline if reference is not None else None,
                 formats or {},
                 n_images,
+                is_multi_label,
                 teachers.places if teachers is not None and Need.TEACHERS in objective.needs else {},
                 n_steps,
             )

@@ -169,7 +169,7 @@ def data_facts(
     if config.kind != "student":
         all_of_store = store.modalities if begun is None else begun.modalities  # it may have gained one since
         wanted = config.modalities if config.modalities is not None else all_of_store
-    of_objectives = config.objective.latents if config.objective is not None else ()
+    of_objectives = config.objective.modalities if config.objective is not None else ()
     read = (*wanted, *of_objectives)
     unknown = [name for name in read if name not in store.modalities]
     if unknown:

@@ -53,6 +53,10 @@ def test_what_the_command_line_sets_is_what_is_planned(dla, spec, tmp_path):
         ({"store": "nowhere.zarr"}, "nowhere.zarr"),
         ({"device": "cuda:7"}, "cuda:7"),
         ({"stores": {"noise": {"control": "gausian"}}}, "`gausian`, which is no control"),
+        (
+            {"store": None, "images": None, "data": "relief-digits", "stores": {"more": {"source": "musicgen"}}},
+            "`musicgen`, which is no source",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_one_message_with_a_hint_and_nothing_is_trained(dla, spec, tmp_path, fields, told):

@@ -14,7 +14,8 @@ LABELS = torch.tensor([0, -1, 6, 2, -1, 2])
 STUDENT = ModelOutline({f"blocks.{number}": 8 for number in range(3)}, ("cls", "image"), N_CLASSES)
 TEACHER = ModelOutline({f"blocks.{number}": 6 for number in range(4)}, ("cls", "image", "shape", "audio"), N_CLASSES)
 FORMATS = {
-    "depth": LatentFormat(kind="continuous", shape=(3, 2, 2), axes=("channel", "height", "width"), dtype="float32")
+    "depth": LatentFormat(kind="continuous", shape=(3, 2, 2), axes=("channel", "height", "width"), dtype="float32"),
+    "audio": LatentFormat(kind="codes", shape=(2, 5), axes=("codebook", "step"), dtype="uint8", vocabulary=9),
 }
 PLACES = {"blocks.0": 6, "blocks.1": 6, "late": 6}
 LIVE = {"one": PLACES, "two": PLACES}
@@ -44,9 +45,10 @@ def build(fields, parties=PARTIES):
     """The objectives that `fields` describe, freshly initialised from seed 0."""
     torch.manual_seed(0)
     objectives = WeightedSum(ObjectiveConfig.model_validate(fields), parties)
-    for name in objectives.config.latents:
-        channels = FORMATS[name].shape[0]
-        objectives.set_statistics(name, torch.zeros(channels), torch.ones(channels))
+    for name in objectives.config.modalities:
+        if FORMATS[name].kind == "continuous":
+            channels = FORMATS[name].shape[0]
+            objectives.set_statistics(name, torch.zeros(channels), torch.ones(channels))
     return objectives
 
 
@@ -63,6 +65,12 @@ def random_inputs(objectives, dtype=torch.float32, *, scale=1.0, labels=LABELS, 
         width = TEACHER.width(wanted.block)
         return draw(N_IMAGES, width) if wanted.what == "pooled" else draw(N_IMAGES, N_TOKENS, width)
 
+    def latent(name):
+        shape = (N_IMAGES, *FORMATS[name].shape)
+        if FORMATS[name].kind == "codes":
+            return torch.randint(FORMATS[name].vocabulary, shape, generator=generator)
+        return draw(*shape).detach()
+
     blocks = tuple(draw(N_IMAGES, 1 + N_TOKENS, width) for width in STUDENT.blocks.values())
     student = Features(
         draw(N_IMAGES, N_CLASSES, scale=3 * scale), blocks, {"cls": slice(0, 1), "image": slice(1, None)}
@@ -71,7 +79,7 @@ def random_inputs(objectives, dtype=torch.float32, *, scale=1.0, labels=LABELS, 
         student,
         labels,
         targets={wanted: target(wanted) for wanted in objectives.targets},
-        latents={name: draw(N_IMAGES, *FORMATS[name].shape).detach() for name in objectives.config.latents},
+        latents={name: latent(name) for name in objectives.config.modalities},
         rows=torch.arange(N_IMAGES) + 3,
         step=step,
         live=ToyTeachers({name: draw(N_IMAGES, N_TOKENS, 6).detach() for name in LIVE}),

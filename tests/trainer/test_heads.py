@@ -7,9 +7,9 @@ from pydantic import ValidationError
 from dla_cache.errors import SpecError
 from tests.trainer.students import FAMILIES, WITH_CLS, make_student, some_pixels
 from trainer.features import Features, Target, resolve_layer
-from trainer.heads import MessyHeads, MessyTerm
+from trainer.heads import MessyHeads, MessyTerm, reading_of
 from trainer.objectives import ObjectiveConfig
-from trainer.objectives.messy import MessyConfig, messy_loss, messy_targets, messy_terms, resize_tokens, what_to_read
+from trainer.objectives.messy import MessyConfig, messy_loss, messy_targets, messy_terms, resize_tokens
 from trainer.outline import find_blocks
 from trainer.student import student_features
 
@@ -68,11 +68,11 @@ def test_heads_take_the_widths_of_any_student_and_any_target(family, read):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_student_without_a_class_token_is_read_by_its_mean_and_cannot_be_asked_for_one(family):
     spans = tuple(find_blocks(make_student(family)).spans)
-    assert what_to_read(MessyConfig(), spans) == ("cls" if family in WITH_CLS else "pooled")
-    assert what_to_read(MessyConfig(read="spatial"), spans) == "spatial"
+    assert reading_of(None, spans, "messy") == ("cls" if family in WITH_CLS else "pooled")
+    assert reading_of("spatial", spans, "messy") == "spatial"
     if family not in WITH_CLS:
         with pytest.raises(SpecError, match="no such token") as refused:
-            what_to_read(MessyConfig(read="cls"), spans)
+            reading_of("cls", spans, "messy")
         assert "pooled" in refused.value.hint
 
 

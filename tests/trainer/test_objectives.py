@@ -7,11 +7,27 @@ from pydantic import ValidationError
 from tests.trainer.parties import LABELS, PARTIES, build, random_inputs, students_tensors
 from trainer.objectives import Need, ObjectiveConfig, ObjectiveInputs
 from trainer.presets import PRESETS
+from trainer.watch import gradient_norms
 
 VARIANTS = {
     "ce": {"ce": {}},
     "kd": {"kd": {}},
     "messy": {"messy": {}},
+    "standardised kd": {"standardised_kd": {}},
+    "generalized distillation": {"generalized_distillation": {}},
+    "dkd": {"dkd": {}},
+    "dkd that asks the reference": {"dkd": {"unlabelled": "teacher"}},
+    "dkd that warms up": {"dkd": {"warmup_steps": 100}},
+    "nkd": {"nkd": {}},
+    "nkd that asks the reference": {"nkd": {"unlabelled": "teacher"}},
+    "dist": {"dist": {}},
+    "ofa": {"ofa": {}},
+    "ofa that asks the reference": {"ofa": {"unlabelled": "teacher", "epsilon": 1.5}},
+    "dho": {"dho": {}},
+    "rkd": {"rkd": {}},
+    "rkd of an early block's places": {"rkd": {"pair": {"student": 0, "span": "image", "read": "pooled"}}},
+    "sp": {"sp": {}},
+    "pkt": {"pkt": {}},
     "messy of tokens": {"messy": {"what": "tokens"}},
     "messy that reads places": {"messy": {"read": "spatial"}},
     "mst": {"mst": {}},
@@ -21,11 +37,24 @@ VARIANTS = {
     "mst that routes by chance": {"mst": {"routing": "random", "stages": [0, 0.1]}},
     "mst that routes to all": {"mst": {"routing": "uniform", "stages": [0, 0.1]}},
     "mst without masks": {"mst": {"layers": [], "stages": [0, 0]}},
+    "messy by smooth L1": {"messy": {"distance": "smooth_l1"}},
+    "messy by the cosine": {"messy": {"distance": "cosine", "normalise_targets": True}},
+    "messy by InfoNCE": {"messy": {"distance": "infonce", "spans": ["image"]}},
+    "messy of tokens by InfoNCE": {"messy": {"distance": "infonce", "what": "tokens"}},
+    "latents": {"latents": {"modalities": ["depth"]}},
+    "latents by InfoNCE": {"latents": {"modalities": ["depth"], "distance": "infonce"}},
+    "codes": {"latents": {"modalities": ["audio"]}},
+    "pooled latents and codes": {"latents": {"modalities": ["depth", "audio"], "what": "pooled", "read": "spatial"}},
+    "fitnets": {"fitnets": {}},
+    "fitnets of a modality": {"fitnets": {"what": "pooled", "pairs": [{"span": "shape"}], "projector": "mlp"}},
+    "attention": {"attention": {}},
+    "vid": {"vid": {}},
+    "vid of a modality": {"vid": {"what": "pooled", "pairs": [{"span": "shape"}]}},
+    "crd": {"crd": {"negatives": 16}},
+    "fd_cmkd": {"fd_cmkd": {}},
+    "fd_cmkd, rescaled": {"fd_cmkd": {"rescale": True}},
 }
 """Fields of an objective by a name for the test; the registry's name is the one key."""
-
-LABELS_ALONE = {"ce"}
-"""Objectives that have nothing to say of images without a label."""
 
 STEPS = {"mst": (0, 5, 10, 12)}
 """Of objectives in stages, steps of all of them: each of their parts is trained in some stage, and rests in others."""
@@ -36,11 +65,14 @@ each_variant = pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS
 
 
 def loss_of(fields, **options):
-    """The one term, and what it was computed from."""
+    """The one term, its parts added up, and what it was computed from."""
     objectives = build(fields)
     inputs = random_inputs(objectives, **options)
-    (loss,) = objectives(inputs).values()
-    return loss, inputs, objectives
+    return total(objectives(inputs)), inputs, objectives
+
+
+def total(terms):
+    return torch.stack(list(terms.values())).sum()
 
 
 def test_every_objective_of_the_registry_is_tried_here():
@@ -53,8 +85,7 @@ def test_the_gradient_reaches_the_student_and_all_that_is_trained_for_it_but_no_
     objectives = build(fields)
     for step in STEPS.get(name, (5,)):
         inputs = random_inputs(objectives, step=step)
-        (loss,) = objectives(inputs).values()
-        loss.backward()
+        total(objectives(inputs)).backward()
         assert any(one.grad is not None and one.grad.abs().sum() > 0 for one in students_tensors(inputs))
     assert [name for name, value in objectives.named_parameters() if value.requires_grad and value.grad is None] == []
     assert all(target.grad is None for target in inputs.targets.values())
@@ -87,7 +118,7 @@ def test_a_loss_is_a_mean_over_images_and_does_not_depend_on_their_order(fields)
         inputs.step,
         live=inputs.live.of(order),
     )
-    (one,), (other,) = build(fields)(inputs).values(), build(fields)(shuffled).values()
+    one, other = total(build(fields)(inputs)), total(build(fields)(shuffled))
     assert other.item() == pytest.approx(one.item(), rel=1e-4)
 
 
@@ -97,9 +128,9 @@ def test_unlabelled_images_take_part_where_nothing_asks_for_their_label(fields):
     objectives = build(fields)
     inputs = random_inputs(objectives, labels=torch.full((len(LABELS),), -1))
     terms = objectives(inputs)
-    assert (name in terms) == (name not in LABELS_ALONE)
-    for loss in terms.values():
-        loss.backward()
+    assert any(term.split(".")[0] == name for term in terms) == (not objectives.config.is_of_labels)
+    if terms:
+        total(terms).backward()
         touched = [one.grad for one in students_tensors(inputs) if one.grad is not None]
         per_image = torch.stack([gradient.flatten(1).abs().sum(dim=1) for gradient in touched]).sum(dim=0)
         assert (per_image > 0).all()
@@ -135,8 +166,7 @@ def test_a_config_declares_all_that_its_loss_looks_at(fields):
 
 def gradients_of_blocks(objectives):
     inputs = random_inputs(objectives)
-    for loss in objectives(inputs).values():
-        loss.backward()
+    total(objectives(inputs)).backward()
     return inputs.student.blocks
 
 
@@ -148,6 +178,17 @@ def test_terms_come_by_name_and_weighted_in_the_registry_s_order():
     for name, settings in PAPER.items():
         (alone,) = build({name: settings})(inputs).values()
         assert together[name].item() == pytest.approx(alone.item(), rel=1e-5) or name == "messy"
+
+
+def test_each_part_of_an_objective_is_a_term_and_teaches_the_student_by_itself():
+    objectives = build({"fd_cmkd": {"weight": 3.0}, "latents": {"modalities": ["depth", "audio"]}})
+    inputs = random_inputs(objectives)
+    terms = objectives(inputs)
+    of_fd_cmkd = ["fd_cmkd.low", "fd_cmkd.high", "fd_cmkd.shared", "fd_cmkd.own"]
+    assert list(terms) == ["latents.depth", "latents.audio", *of_fd_cmkd]
+    assert all(norm > 0 for norm in gradient_norms(terms, students_tensors(inputs)).values())
+    unweighted = build({"fd_cmkd": {}})(inputs)
+    assert list(unweighted) == of_fd_cmkd
 
 
 def test_a_batch_without_labels_has_no_cross_entropy_term_and_keeps_the_others():

@@ -110,6 +110,8 @@ def test_an_arm_that_makes_no_sense_is_refused_with_its_name(arm, told):
         ({"label_fractions": [0.1, 0.1]}, "a fraction stands twice"),
         ({"label_fractions": [0.1], "base": {"label_fraction": 0.5}}, "both say how many labels"),
         ({"stores": {"a": {"path": "a.zarr", "control": "gaussian"}}}, "either a `path` or a `control`"),
+        ({"stores": {"a": {"source": "embedded-depth"}}}, "belongs to a study with `data`"),
+        ({"stores": {"a": {"source": "embedded-depth", "noise": 0.5}}}, "all but `source` and `seed`"),
         ({"stores": {"a": {"path": "a.zarr", "seed": 1}}}, "all but `path` belongs to a `control`"),
     ],
 )

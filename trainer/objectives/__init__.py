@@ -1,5 +1,6 @@
 """What a student is trained on: a weighted sum of named objectives."""
 
+from collections.abc import Mapping
 from itertools import chain
 from typing import Self
 
@@ -9,10 +10,19 @@ from torch import Tensor, nn
 from dla_cache.spec import StrictModel
 from trainer.features import Target
 from trainer.objectives.ce import CeConfig
-from trainer.objectives.kd import KdConfig
+from trainer.objectives.crd import CrdConfig
+from trainer.objectives.decoupled import DkdConfig, NkdConfig
+from trainer.objectives.dho import DhoConfig
+from trainer.objectives.dist import DistConfig
+from trainer.objectives.fd_cmkd import FdCmkdConfig
+from trainer.objectives.hints import AttentionConfig, FitnetsConfig, VidConfig
+from trainer.objectives.kd import GeneralizedDistillationConfig, KdConfig, StandardisedKdConfig
+from trainer.objectives.latents import LatentsConfig
 from trainer.objectives.messy import MessyConfig
 from trainer.objectives.mst import MstConfig
 from trainer.objectives.objective import ModelOutline, Need, Objective, ObjectiveInputs, Parties, TermConfig
+from trainer.objectives.ofa import OfaConfig
+from trainer.objectives.relations import PktConfig, RkdConfig, SpConfig
 
 
 class ObjectiveConfig(StrictModel):
@@ -21,6 +31,22 @@ class ObjectiveConfig(StrictModel):
     ce: CeConfig | None = None
     kd: KdConfig | None = None
     messy: MessyConfig | None = None
+    standardised_kd: StandardisedKdConfig | None = None
+    generalized_distillation: GeneralizedDistillationConfig | None = None
+    dkd: DkdConfig | None = None
+    nkd: NkdConfig | None = None
+    dist: DistConfig | None = None
+    ofa: OfaConfig | None = None
+    dho: DhoConfig | None = None
+    rkd: RkdConfig | None = None
+    sp: SpConfig | None = None
+    pkt: PktConfig | None = None
+    latents: LatentsConfig | None = None
+    fitnets: FitnetsConfig | None = None
+    attention: AttentionConfig | None = None
+    vid: VidConfig | None = None
+    crd: CrdConfig | None = None
+    fd_cmkd: FdCmkdConfig | None = None
     mst: MstConfig | None = None
 
     @model_validator(mode="after")
@@ -41,7 +67,7 @@ class ObjectiveConfig(StrictModel):
         return frozenset().union(*(config.needs for config in self.active.values()))
 
     @property
-    def latents(self) -> tuple[str, ...]:
+    def modalities(self) -> tuple[str, ...]:
         """Modalities whose latents the objectives read themselves."""
         return tuple(dict.fromkeys(name for config in self.active.values() for name in config.latents))
 
@@ -49,6 +75,11 @@ class ObjectiveConfig(StrictModel):
     def trains_teachers(self) -> bool:
         """Whether teachers at hand learn as well."""
         return any(config.trains_teachers for config in self.active.values())
+
+    @property
+    def is_of_labels(self) -> bool:
+        """Whether nothing is learned from an image without a label."""
+        return all(config.is_of_labels for config in self.active.values())
 
     def targets(self, reference: ModelOutline) -> tuple[Target, ...]:
         """What a model must be asked about a batch, each once.
@@ -84,7 +115,8 @@ class WeightedSum(nn.Module):
                 objective.set_statistics(modality, mean, std)
 
     def forward(self, inputs: ObjectiveInputs) -> dict[str, Tensor]:
-        """Each active objective's weighted loss []; one that has nothing to say on this batch is left out.
+        """Each active objective's weighted loss [] by its name, or `name.part` of one that has parts; what has nothing
+        to say on this batch is left out.
 
         Raises:
             ValueError: if an active objective lacks an input: it must not drop out without a word.
@@ -95,9 +127,14 @@ class WeightedSum(nn.Module):
             if lacking:
                 raise ValueError(f"the active objective `{name}` lacks {lacking}")
             loss = self.terms[name](inputs)
-            if loss is not None:
-                losses[name] = config.weight * loss
+            parts = {name: loss} if loss is None or isinstance(loss, Tensor) else under(name, loss)
+            losses |= {part: config.weight * value for part, value in parts.items() if value is not None}
         return losses
+
+
+def under(name: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parts of an objective, as `name.part`."""
+    return {f"{name}.{part}": loss for part, loss in parts.items()}
 
 
 __all__ = [

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from dla_cache.errors import SpecError
 from trainer.features import CLS, IMAGE, Layer, Target, resolve_layer
-from trainer.heads import MessyHeads, MessyTerm, Reading
+from trainer.heads import MessyHeads, MessyTerm, Reading, reading_of
+from trainer.objectives.distances import TEMPERATURE, Distance, distance_between
 from trainer.objectives.objective import ModelOutline, Need, Objective, ObjectiveInputs, Parties, TermConfig
 from trainer.precision import at_least_float32
 
@@ -39,6 +40,12 @@ class MessyConfig(TermConfig):
     """Hidden width of a head."""
     normalise_targets: bool = False
     """Whether targets are layer-normed; raw ones weigh by the teacher's scale."""
+    distance: Distance = "mse"
+    """Between prediction and target: `mse` is the paper's; `smooth_l1`; `cosine`, blind to the target's scale; or
+    `infonce`, which asks which of the batch's targets is the image's own, so that batches are no longer sums of their
+    parts: processes and `loop.accumulation` change what it is."""
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = TEMPERATURE
+    """Of `infonce`."""
 
     @model_validator(mode="after")
     def _tokens_are_of_the_image(self) -> Self:
@@ -62,30 +69,23 @@ class Messy(Objective):
         super().__init__()
         student, reference = parties.student, parties.teacher()
         terms = messy_terms(config, student.names, messy_targets(config, reference.names, reference.spans))
-        self.normalise_targets = config.normalise_targets
+        self.config = config
         self.heads = MessyHeads(
             terms,
             list(student.blocks.values()),
             {term.target: reference.width(term.target.block) for term in terms},
             hidden=config.hidden,
-            read=what_to_read(config, student.spans),
+            read=reading_of(config.read, student.spans, "messy"),
         )
 
     def forward(self, inputs: ObjectiveInputs) -> Tensor:
-        return messy_loss(self.heads(inputs.student), inputs.targets, normalise_targets=self.normalise_targets)
-
-
-def what_to_read(config: MessyConfig, spans: Sequence[str]) -> Reading:
-    """What the heads see of a student with these spans.
-
-    Raises:
-        SpecError: if it is a CLS that the student has not.
-    """
-    if config.read == "cls" and CLS not in spans:
-        raise SpecError(
-            "`messy.read` is `cls`, and the student has no such token", hint="set it to `pooled` or `spatial`"
+        return messy_loss(
+            self.heads(inputs.student),
+            inputs.targets,
+            normalise_targets=self.config.normalise_targets,
+            distance=self.config.distance,
+            temperature=self.config.temperature,
         )
-    return config.read or ("cls" if CLS in spans else "pooled")
 
 
 def messy_targets(config: MessyConfig, teacher_blocks: Sequence[str], spans: Sequence[str]) -> list[list[Target]]:
@@ -136,14 +136,21 @@ def messy_terms(
 
 
 def messy_loss(
-    predictions: Mapping[MessyTerm, Tensor], targets: Mapping[Target, Tensor], *, normalise_targets: bool = False
+    predictions: Mapping[MessyTerm, Tensor],
+    targets: Mapping[Target, Tensor],
+    *,
+    normalise_targets: bool = False,
+    distance: Distance = "mse",
+    temperature: float = TEMPERATURE,
 ) -> Tensor:
-    """Σ over terms of MSE(h(s[CLS]), mean over span of t); the mean is over images and D, and over tokens.
+    """Σ over terms of MSE(h(s[CLS]), mean over span of t), or another distance; its mean is over images, D and tokens.
 
     Args:
         predictions: [B, D] each, any float dtype; of tokens [B, N, D], then resized to the target's tokens.
         targets: [B, D] or [B, N, D] each, at least those of the predictions; detached here.
         normalise_targets: layer-norms each target over D, without learned scale.
+        distance: see `distance_between`.
+        temperature: of `infonce`.
 
     Returns:
         [], float32 or wider.
@@ -160,11 +167,9 @@ def messy_loss(
         target = at_least_float32(targets[term.target].detach())
         if term.target.what == "tokens":
             prediction = resize_tokens(prediction, target.shape[1])
-        if prediction.shape != target.shape:
-            raise ValueError(f"`{term}` predicts shape {tuple(prediction.shape)} of {tuple(target.shape)}")
         if normalise_targets:
             target = functional.layer_norm(target, target.shape[-1:])
-        losses.append(functional.mse_loss(at_least_float32(prediction), target))
+        losses.append(distance_between(prediction, target, distance, temperature))
     return torch.stack(losses).sum()
 
 
