@@ -183,10 +183,12 @@ class RunConfig(StrictModel):
             raise ValueError("`self_training` belongs to probes and teachers that have a transfer role")
         if self.kind == "student" and self.modalities is not None:
             raise ValueError("`modalities` belongs to probes and teachers: a student sees images only")
-        reads_latents = self.objective is not None and bool(self.objective.modalities)
-        uses_transfer = needs_teacher or reads_latents or self.self_training is not None
-        if self.roles.transfer and not uses_transfer:
-            raise ValueError("nothing in this run learns from the transfer images: drop `roles.transfer`")
+        of_labels = self.objective is None or self.objective.is_of_labels
+        if self.roles.transfer and of_labels and self.self_training is None:
+            raise ValueError(
+                "nothing in this run learns from the transfer images: set `roles: {transfer: []}`; or, of an objective"
+                " that has it, `unlabelled: teacher`"
+            )
         return self
 
     @model_serializer(mode="wrap")

@@ -61,10 +61,14 @@ def refuse_mixing(config: "RunConfig", *, reference_sees_latents: bool, has_stor
     if config.mixing is None:
         return
     reason = None
+    active = {} if config.objective is None else config.objective.active
+    one_class = [name for name, term in active.items() if term.wants_one_class]
     if config.kind == "probe":
         reason = "a probe sees no image"
     elif has_stored_targets:
         reason = "targets are stored for single images, and no sum of two is what the teacher says of both mixed"
+    elif one_class:
+        reason = f"`{one_class[0]}` asks for the class of an image, and one of two mixed has two"
     elif reference_sees_latents:
         of_objective = config.objective is not None and config.objective.modalities
         whose = "the teacher" if config.kind == "teacher" else f"the model in `{config.teacher}`"

@@ -342,7 +342,15 @@ def build_task(
     assert config.objective is not None
     is_alone = reference is None and Need.REFERENCE in config.objective.needs
     objective = None if is_alone else config.objective
-    return StudentTask(student, objective, reference, balance, formats=facts.formats, n_images=facts.n_images)
+    return StudentTask(
+        student,
+        objective,
+        reference,
+        balance,
+        formats=facts.formats,
+        n_images=facts.n_images,
+        is_multi_label=facts.is_multi_label,
+    )
 
 
 def model_config(config: RunConfig, facts: DataFacts) -> StrictModel:

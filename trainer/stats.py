@@ -8,7 +8,7 @@ Dimensions: T teachers, S seeds, I images.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -19,6 +19,9 @@ Values = NDArray[np.float64]
 
 EXACT_SEEDS = 12
 """So many values have 4,096 sign patterns, which are all looked at; more are not worth the time of a cross-check."""
+
+WHOLE = 100.0
+"""What one image counts, in percent of itself."""
 
 ROUNDING = 1e-13
 """A standard error below this share of the largest value is what adding floats leaves, and counts as none."""
@@ -151,13 +154,24 @@ def mean_squares(grid: Values) -> dict[tuple[int, ...], tuple[float, int]]:
 
 
 def mean_over_training(values: Values) -> MeanEstimate:
-    """The mean of scores [T, S] or [T, S, I], as far as training again goes: of one seed nothing is known of that.
+    """The mean of scores [T, S] or [T, S, I] in percent, as far as training again goes: of one seed nothing is known of
+    that.
 
-    One teacher is no factor: what is said then holds for students of this teacher.
+    One teacher is no factor: what is said then holds for students of this teacher. Where images are known, the error
+    is no smaller than if one of I + 2 had another answer: two arms that are right on all of 30 images have not been
+    shown to be equal.
+
+    Source: the floor is the error of a difference of paired proportions without a discordant pair, each cell of the
+    table counting one half more: Agresti and Min (2005), "Simple improved confidence intervals for comparing matched
+    proportions", section 3.
     """
     if values.shape[1] == 1:
         return MeanEstimate(float(values.mean()), *UNKNOWN)
-    return crossed_mean(values)
+    estimate = crossed_mean(values)
+    if values.ndim < 3 or values.shape[2] == 1:
+        return estimate
+    floor = WHOLE / (values.shape[2] + 2)
+    return replace(estimate, standard_error=max(floor, estimate.standard_error))
 
 
 def equivalence_p(estimate: MeanEstimate, margin: float) -> float:

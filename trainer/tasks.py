@@ -197,12 +197,14 @@ class StudentTask:
         *,
         formats: Mapping[str, LatentFormat] | None = None,
         n_images: int = 0,
+        is_multi_label: bool = False,
     ) -> None:
         """
         Args:
             objective: None for a student that is not trained but used.
             formats: of the latents that the objectives read.
             n_images: rows of the store.
+            is_multi_label: whether an image may have several classes.
 
         Raises:
             SpecError: if an objective asks for what the student or the reference has not.
@@ -221,6 +223,7 @@ class StudentTask:
                 reference.outline if reference is not None else None,
                 formats or {},
                 n_images,
+                is_multi_label,
             )
             self.objectives = parts["objectives"] = WeightedSum(objective, parties)
         self.module = nn.ModuleDict(parts)

@@ -208,3 +208,11 @@ def test_an_interval_excludes_zero_where_p_is_below_its_level(mean, error, freed
     estimate = MeanEstimate(mean, error, freedom)
     low, high = estimate.interval(0.95)
     assert (low > 0 or high < 0) == (estimate.p < 0.05)
+
+
+@pytest.mark.parametrize(("n_images", "is_shown"), [(30, False), (1600, True)])
+def test_arms_without_a_differing_answer_are_equivalent_only_where_there_are_images_enough(n_images, is_shown):
+    estimate = mean_over_training(np.zeros((1, 2, n_images)))
+    assert (equivalence_p(estimate, 2.0) < 0.05) == is_shown
+    assert estimate.standard_error == pytest.approx(100 / (n_images + 2))
+    assert estimate.p == 1

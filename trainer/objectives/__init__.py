@@ -11,12 +11,17 @@ from dla_cache.spec import StrictModel
 from trainer.features import Target
 from trainer.objectives.ce import CeConfig
 from trainer.objectives.crd import CrdConfig
+from trainer.objectives.decoupled import DkdConfig, NkdConfig
+from trainer.objectives.dho import DhoConfig
+from trainer.objectives.dist import DistConfig
 from trainer.objectives.fd_cmkd import FdCmkdConfig
 from trainer.objectives.hints import AttentionConfig, FitnetsConfig, VidConfig
-from trainer.objectives.kd import KdConfig
+from trainer.objectives.kd import GeneralizedDistillationConfig, KdConfig, StandardisedKdConfig
 from trainer.objectives.latents import LatentsConfig
 from trainer.objectives.messy import MessyConfig
 from trainer.objectives.objective import ModelOutline, Need, Objective, ObjectiveInputs, Parties, TermConfig
+from trainer.objectives.ofa import OfaConfig
+from trainer.objectives.relations import PktConfig, RkdConfig, SpConfig
 
 
 class ObjectiveConfig(StrictModel):
@@ -25,6 +30,16 @@ class ObjectiveConfig(StrictModel):
     ce: CeConfig | None = None
     kd: KdConfig | None = None
     messy: MessyConfig | None = None
+    standardised_kd: StandardisedKdConfig | None = None
+    generalized_distillation: GeneralizedDistillationConfig | None = None
+    dkd: DkdConfig | None = None
+    nkd: NkdConfig | None = None
+    dist: DistConfig | None = None
+    ofa: OfaConfig | None = None
+    dho: DhoConfig | None = None
+    rkd: RkdConfig | None = None
+    sp: SpConfig | None = None
+    pkt: PktConfig | None = None
     latents: LatentsConfig | None = None
     fitnets: FitnetsConfig | None = None
     attention: AttentionConfig | None = None
@@ -53,6 +68,11 @@ class ObjectiveConfig(StrictModel):
     def modalities(self) -> tuple[str, ...]:
         """Modalities whose latents the objectives read themselves."""
         return tuple(dict.fromkeys(name for config in self.active.values() for name in config.latents))
+
+    @property
+    def is_of_labels(self) -> bool:
+        """Whether nothing is learned from an image without a label."""
+        return all(config.is_of_labels for config in self.active.values())
 
     def targets(self, reference: ModelOutline) -> tuple[Target, ...]:
         """What a model must be asked about a batch, each once.

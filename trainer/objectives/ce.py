@@ -15,6 +15,10 @@ class CeConfig(TermConfig):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.LABELS})
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.25
 
+    @property
+    def is_of_labels(self) -> bool:
+        return True
+
     def build(self, parties: Parties) -> Objective:
         return CrossEntropy()
 

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
+from dla_cache.errors import SpecError
 from dla_cache.spec import LatentFormat, StrictModel
 from trainer.features import Features, Target
 from trainer.objectives.cross_entropy import PLAIN, Balance, MixedLabels
@@ -58,6 +59,8 @@ class Parties:
     """Of the latents that the objectives read."""
     n_images: int = 0
     """Rows of the store."""
+    is_multi_label: bool = False
+    """Whether an image may have several classes."""
 
     def teacher(self) -> ModelOutline:
         """The reference, for an objective that needs one."""
@@ -119,7 +122,14 @@ class TermConfig(StrictModel):
     """Base of an objective's config: its weight, what it needs, and how its module is made."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+    wants_one_class: ClassVar[bool] = False
+    """Whether each image must be of one class, so that none can be mixed of two."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+    @property
+    def is_of_labels(self) -> bool:
+        """Whether it has nothing to say of an image without a label."""
+        return False
 
     @property
     def latents(self) -> tuple[str, ...]:
@@ -141,3 +151,20 @@ class TermConfig(StrictModel):
             SpecError: if student or reference have not what it is about.
         """
         raise NotImplementedError
+
+
+def refuse_several_labels(objective: str, parties: Parties, reason: str) -> None:
+    """Passes images of one class each.
+
+    Args:
+        objective: its name.
+        reason: what it does that several classes do not go with, as a predicate.
+
+    Raises:
+        SpecError: if an image may have several.
+    """
+    if parties.is_multi_label:
+        raise SpecError(
+            f"`{objective}` {reason}, and images of this store may have several",
+            hint="`kd` and objectives that compare features are there for them",
+        )
