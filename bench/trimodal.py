@@ -1,8 +1,8 @@
 """A made data set of which is known what its latents can teach: what a study is calibrated on.
 
 Images are one of four faint patterns under noise. A source that knows the patterns answers how much of each is in an
-image: its latent is a function of the image, and what it adds is what the source knew before. A source that knows
-nothing answers with noise of the same shape: who gains from that gains from nothing.
+image: its latent is a function of the image, and what it adds is what the source knew before. A source that knows other
+patterns answers how much there is of those: numbers of the same kind that tell nothing of the class.
 
 Dimensions: B images, K classes.
 """
@@ -29,19 +29,19 @@ ANSWER_NOISE = 0.5
 """Standard deviation of what a source adds to its answer, which has a variance of one within a class."""
 
 
-def patterns() -> NDArray[np.float64]:
-    """[K, H, W, 3], of mean 0 and variance 1: the same for every data set, as the world is for a generator."""
-    rough = np.random.default_rng(0).normal(size=(len(CLASSES), 4, 4, 3))
+def patterns(world: int = 0) -> NDArray[np.float64]:
+    """[K, H, W, 3], of mean 0 and variance 1: the same for every data set; those of another world are in no image."""
+    rough = np.random.default_rng(world).normal(size=(len(CLASSES), 4, 4, 3))
     smooth = rough.repeat(SIDE // 4, axis=1).repeat(SIDE // 4, axis=2)
     centred = smooth - smooth.mean(axis=(1, 2, 3), keepdims=True)
     return centred / centred.std(axis=(1, 2, 3), keepdims=True)
 
 
 class PatternSource:
-    """Latents [K]: how much of each pattern is in an image, or noise, both of the sample's own seed."""
+    """Latents [K]: how much of each pattern is in an image, with noise of the sample's own seed."""
 
     def __init__(self, spec: LatentSpec, device: str) -> None:
-        self.knows = spec.source == "knows-patterns"
+        self.patterns = patterns(world=0 if spec.source == "knows-patterns" else 1)
         self.recipe = Recipe(
             modality=spec.modality,
             source=spec.source,
@@ -54,10 +54,8 @@ class PatternSource:
 
     def encode(self, pixels: NDArray[np.uint8], seeds: Sequence[int]) -> NDArray[np.float32]:
         noise = np.array([np.random.default_rng(seed).normal(size=len(CLASSES)) for seed in seeds])
-        if not self.knows:
-            return noise.astype(np.float32)
         centred = pixels.astype(np.float64).transpose(0, 2, 3, 1) / 255 - 0.5
-        answers = np.einsum("bhwc,khwc->bk", centred, patterns()) / (NOISE * np.sqrt(patterns()[0].size))
+        answers = np.einsum("bhwc,khwc->bk", centred, self.patterns) / (NOISE * np.sqrt(self.patterns[0].size))
         return (answers + ANSWER_NOISE * noise).astype(np.float32)
 
     def close(self) -> None:
@@ -68,15 +66,15 @@ def write_trimodal(folder: Path, seed: int, sources: Mapping[Modality, str], *, 
     """Images and manifest in `folder/data`, latents of these modalities in `folder/cache.zarr`; another seed draws
     other images.
 
-    Transfer images have labels in the manifest, for an arm that is given what a latent could know at most.
+    Written again, it is the same to the byte.
 
     Args:
-        sources: modality to `knows-patterns` or `knows-nothing`.
+        sources: modality to `knows-patterns` or `knows-other-patterns`.
         labels_shifted: counts the classes of the test split from one, the fault of a published release.
     """
     generator = np.random.default_rng([1, seed])
     rows = []
-    (folder / "data" / "images").mkdir(parents=True)
+    (folder / "data" / "images").mkdir(parents=True, exist_ok=True)
     for split, n_images in SPLITS.items():
         for number in range(n_images):
             label = number % len(CLASSES)

@@ -1,5 +1,6 @@
 """What a reader of a study must know first, and which of its arms are controls of which."""
 
+import math
 from dataclasses import dataclass
 
 from cli.render import counted
@@ -57,6 +58,7 @@ def notes_of(results: StudyResults, audit: LeakAudit | None) -> tuple[tuple[str,
     if results.missing:
         lacking = f"{counted(len(results.missing), 'run')} of the spec not there"
         notes.append(("Not finished.", f"{lacking}: {name_some(results.missing).replace('`', '')}."))
+    notes += faults_of_labels(results)
     single = [arm.label for arm in results.arms if len(arm.seeds) == 1 and not arm.is_teacher]
     if single:
         notes.append(("One seed proves nothing.", f"{'; '.join(single)}: nothing is known of training again."))
@@ -84,6 +86,31 @@ def notes_of(results: StudyResults, audit: LeakAudit | None) -> tuple[tuple[str,
     if audit is not None:
         notes += audit_notes(audit)
     return tuple(dict.fromkeys(notes))
+
+
+SUSPICIOUS_GAP = 10.0
+"""Points that test may lie below validation, which a model is chosen by, before somebody should look."""
+
+
+def faults_of_labels(results: StudyResults) -> list[tuple[str, str]]:
+    """What looks as if classes were numbered otherwise in some split: no arm can then be good on it."""
+    arms = [arm for arm in results.arms if not math.isnan(arm.score.mean)]
+    validation = {arm.label: 100 * (arm.mean_of("validation") or 0.0) for arm in arms}
+    gaps = {arm.label: validation[arm.label] - arm.score.mean for arm in arms}
+    notes = []
+    if gaps and min(gaps.values()) > SUSPICIOUS_GAP:
+        least = min(gaps, key=lambda label: gaps[label])
+        told = (
+            f"In every arm, by {gaps[least]:.0f} points or more: are the labels of the test split numbered as those of"
+            " the others, and are its images of one kind with theirs?"
+        )
+        notes.append(("Test lies far below validation.", told))
+    chance = 100 / max(1, len(set(results.table.images.labels)))
+    if results.table.metric == "top-1" and arms and all(arm.high < chance for arm in arms):
+        notes.append(
+            ("Worse than guessing.", f"Every arm is below {chance:.0f} % on test: classes may be numbered otherwise.")
+        )
+    return notes
 
 
 def share_in_words(share: float) -> str:

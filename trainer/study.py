@@ -11,6 +11,7 @@ Legend of a study's folder:
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -143,7 +144,8 @@ class StudyFolder:
 def run_study(
     folder: StudyFolder,
     *,
-    n_processes: int,
+    n_processes: int = 1,
+    pool: WorkerPool | None = None,
     on_progress: Callable[[int, int, str], None] = lambda _done, _total, _note: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> StudyState:
@@ -152,6 +154,7 @@ def run_study(
     Whatever ends it, the same call goes on: finished runs stay, and those under way go on from their checkpoint.
 
     Args:
+        pool: of workers that do jobs of studies, which outlives this one; `n_processes` of its own when None.
         on_progress: is told the runs done, those known by now, and what is under way.
 
     Raises:
@@ -161,7 +164,8 @@ def run_study(
         StoreError: if the folder cannot be written.
     """
     plan = folder.plan
-    with WorkerPool(do_job, n_processes, plan.out / "logs") as pool:
+    own = nullcontext(pool) if pool is not None else WorkerPool(do_job, n_processes, plan.out / "logs")
+    with own as pool:
         has_news = True
         while True:
             if has_news:

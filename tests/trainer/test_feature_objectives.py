@@ -14,6 +14,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from dla_cache.errors import SpecError
 from dla_cache.spec import LatentFormat
 from tests.trainer.parties import FORMATS, LABELS, PARTIES, STUDENT, TEACHER, build, random_inputs
+from tests.trainer.students import make_student, some_pixels
 from trainer.loop import Loop
 from trainer.objectives import ModelOutline, Parties
 from trainer.objectives.crd import MOMENTUM, nce_loss
@@ -21,7 +22,10 @@ from trainer.objectives.distances import distance_between
 from trainer.objectives.fd_cmkd import signed_log, split_frequencies
 from trainer.objectives.hints import attention_loss, vid_loss
 from trainer.objectives.latents import code_loss
+from trainer.outline import find_blocks
 from trainer.schedule import LoopConfig
+from trainer.student import student_features
+from trainer.watch import gradient_norms
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden_values.json").read_text())["values"]
 
@@ -296,6 +300,28 @@ def test_predicted_codes_have_the_cross_entropy_of_each_step_or_of_how_often_eac
             histogram -= sum(s * float(one) for s, one in zip(share, log_p, strict=True)) / 6
     assert float(code_loss(each.flatten(1), codes, 4, "flattened")) == pytest.approx(flattened, rel=1e-9)
     assert float(code_loss(pooled.flatten(1), codes, 4, "pooled")) == pytest.approx(histogram, rel=1e-9)
+
+
+def test_a_student_of_maps_with_blocks_of_several_widths_learns_by_every_objective():
+    student = make_student("convnext", n_classes=7).train()
+    blocks = find_blocks(student)
+    outline = ModelOutline(blocks.widths, tuple(blocks.spans), 7)
+    fields = {"fitnets": {}, "attention": {}, "vid": {}, "crd": {"negatives": 4}, "fd_cmkd": {}}
+    fields |= {"messy": {"distance": "cosine"}, "latents": {"modalities": ["depth", "audio"], "read": "spatial"}}
+    objectives = build(fields, replace(PARTIES, student=outline))
+    seen = student_features(student, blocks, some_pixels(6))
+    terms = objectives(replace(random_inputs(objectives), student=seen))
+    norms = gradient_norms(terms, [one for name, one in student.named_parameters() if "stages.0" in name])
+    assert len(norms) == 11
+    assert all(norm > 0 for norm in norms.values())
+
+
+def test_the_classifiers_of_fd_cmkd_learn_any_number_of_classes_an_image():
+    objectives = build({"fd_cmkd": {}})
+    labels = torch.randint(2, (6, 7), generator=torch.Generator().manual_seed(0))
+    terms = objectives(random_inputs(objectives, labels=labels))
+    chance = math.log(2)  # of a question that is answered by yes or no
+    assert terms["fd_cmkd.own"].item() == pytest.approx(2 * chance, rel=0.3)
 
 
 LONG = LatentFormat(kind="codes", shape=(4, 250), axes=("codebook", "step"), dtype="int16", vocabulary=2048)

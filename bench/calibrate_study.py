@@ -1,0 +1,190 @@
+"""What studies find where there is nothing to be found, and where there is something: many studies, each on data of
+its own.
+
+    python -m bench.calibrate_study --out calibration [--repeats 40]
+
+In one regime a source knows the patterns that its images show, in the other it knows patterns that they do not. Each
+repeat draws a data set, trains teachers with and without its latents, distils students from both, and asks one
+question: does a student of the teacher that sees latents beat one of the teacher that sees the image alone? Two more
+studies have an error planted in them. Run it again to go on where it stopped.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.trimodal import write_trimodal
+from cli.render import ProgressReporter, print_table
+from cli.signals import stop_on_signals
+from cli.study_notes import notes_of
+from dla_cache.spec import Modality
+from dla_cache.store import open_store
+from trainer.pool import WorkerPool
+from trainer.study import StudyFolder, do_job, run_study
+from trainer.study_plan import StudyPlan, store_facts
+from trainer.study_records import build_seconds, write_study
+from trainer.study_results import analyse
+from trainer.study_spec import StudySpec
+from trainer.study_table import read_study
+
+REGIMES = {"add something": "knows-patterns", "add nothing": "knows-other-patterns"}
+"""What the latents do for students, and the source that does so."""
+
+VIT = {"patch_size": 4, "width": 32, "depth": 2, "n_heads": 4}
+TEACHER: dict[str, Any] = {"kind": "teacher", "model": {**VIT, "tokens_per_modality": 4, "late_fusion": False}}
+BASE: dict[str, Any] = {
+    "preset": "embedded",
+    "image_size": 16,
+    "pixel_mean": [0.5, 0.5, 0.5],
+    "pixel_std": [0.22, 0.22, 0.22],
+    "view": {"scale_min": 1.0, "ratio_min": 1.0, "ratio_max": 1.0},
+    "loop": {"steps": 60, "evaluate_steps": 30, "trackers": []},
+}
+KD: dict[str, Any] = {"ce": {}, "kd": {}}
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much each study trains."""
+
+    seeds: int
+    teacher_seeds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one study said."""
+
+    regime: str
+    repeat: int
+    word: str
+    """Its verdict: what a reader is told."""
+    is_found: bool
+    points: float
+    """With latents minus without, percent of the test images."""
+    low: float
+    high: float
+    notes: tuple[str, ...]
+    """What the page calls attention to."""
+
+
+def spec_of(repeat: int, size: Size, objective: dict[str, Any]) -> StudySpec:
+    """The study of a repeat: its seeds are no other repeat's."""
+    student = {"kind": "student", "model": VIT, "objective": objective}
+    return StudySpec.model_validate(
+        {
+            "name": "calibration",
+            "question": "Does a student gain from the latents that its teacher sees?",
+            "store": "cache.zarr",
+            "images": "data",
+            "base": BASE,
+            "arms": {
+                "teacher": {"role": "teacher", "run": {**TEACHER, "modalities": ["depth"]}},
+                "image-teacher": {"role": "teacher", "run": {**TEACHER, "modalities": []}},
+                "kd": {"learns_from": "teacher", "run": student},
+                "image-kd": {"learns_from": "image-teacher", "run": student},
+            },
+            "seeds": [100 * repeat + seed for seed in range(size.seeds)],
+            "teacher_seeds": [100 * repeat + seed for seed in range(size.teacher_seeds)],
+            "comparisons": [["kd", "image-kd"]],
+        }
+    )
+
+
+def conduct(folder: Path, spec: StudySpec, pool: WorkerPool, should_stop: Callable[[], bool]) -> Path:
+    """Runs a study on the data in `folder`, and gives the folder of what it found."""
+    place = str((folder / "cache.zarr").absolute())
+    store = open_store(place)
+    facts = {None: store_facts(store, place, str((folder / "data").absolute()))}
+    study = StudyFolder(StudyPlan(spec, facts, folder.absolute(), base=folder.absolute()))
+    run_study(study, pool=pool, should_stop=should_stop)
+    return write_study(
+        study, json.dumps(spec.model_dump(mode="json", exclude_unset=True)), {None: build_seconds(store)}, None
+    )
+
+
+def find(regime: str, repeat: int, place: Path) -> Finding:
+    """What the study in a folder says."""
+    results = analyse(read_study(place))
+    (planned,) = [pair for pair in results.comparisons if pair.is_planned]
+    low, high = planned.estimate.interval(results.table.spec.confidence)
+    notes = tuple(f"{head} {text}" for head, text in notes_of(results, None))
+    mean = planned.estimate.mean
+    return Finding(regime, repeat, planned.verdict, planned.evidence.is_different, mean, low, high, notes)
+
+
+def calibrate(
+    out: Path,
+    pool: WorkerPool,
+    repeats: int,
+    size: Size,
+    on_progress: Callable[[int, int, str], None] = lambda _done, _total, _note: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[Finding]:
+    """So many studies of each regime, each of a data set and seeds of its own."""
+    findings: list[Finding] = []
+    for repeat in range(repeats):
+        for regime, source in REGIMES.items():
+            folder = out / f"{source}-{repeat}"
+            write_trimodal(folder, repeat, {Modality.DEPTH: source})
+            findings.append(find(regime, repeat, conduct(folder, spec_of(repeat, size, KD), pool, should_stop)))
+            on_progress(len(findings), repeats * len(REGIMES), findings[-1].word)
+    return findings
+
+
+def plant(out: Path, pool: WorkerPool, size: Size, should_stop: Callable[[], bool] = lambda: False) -> list[Finding]:
+    """A study with a loss term that is all but dropped, and one whose test labels are counted from one."""
+    sources = {Modality.DEPTH: REGIMES["add something"]}
+    write_trimodal(out / "dropped", 0, sources)
+    write_trimodal(out / "shifted", 0, sources, labels_shifted=True)
+    dropped = spec_of(0, size, {**KD, "rkd": {"weight": 1e-6}})
+    return [
+        find("a loss term is dropped", 0, conduct(out / "dropped", dropped, pool, should_stop)),
+        find("labels are shifted", 0, conduct(out / "shifted", spec_of(0, size, KD), pool, should_stop)),
+    ]
+
+
+def show(findings: list[Finding], planted: list[Finding]) -> None:
+    """The table of the regimes, and what was said of the planted errors."""
+    rows = []
+    for regime in REGIMES:
+        mine = [one for one in findings if one.regime == regime]
+        mean = sum(one.points for one in mine) / len(mine)
+        found = sum(one.is_found for one in mine)
+        covered = sum(one.low <= mean <= one.high for one in mine)
+        rows.append(
+            (regime, str(len(mine)), f"{found} ({100 * found / len(mine):.0f} %)", f"{mean:+.2f}", str(covered))
+        )
+    print_table(("latents that", "studies", "found a difference", "mean, points", "intervals that hold it"), rows)
+    for one in planted:
+        print(f"{one.regime}: {'; '.join(one.notes) or 'nothing was noticed'}")
+
+
+def main() -> None:
+    """Conducts every study that is not there yet, prints the table and writes `calibration.json`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("bench-out/calibration"))
+    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--teacher-seeds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    size = Size(options.seeds, options.teacher_seeds)
+    with (
+        stop_on_signals() as should_stop,
+        WorkerPool(do_job, options.processes, options.out / "logs") as pool,
+        ProgressReporter("calibrate", "studies") as reporter,
+    ):
+        findings = calibrate(options.out, pool, options.repeats, size, reporter.update, should_stop)
+        planted = plant(options.out, pool, size, should_stop)
+    show(findings, planted)
+    record = {"findings": [asdict(one) for one in findings], "planted": [asdict(one) for one in planted]}
+    (options.out / "calibration.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
