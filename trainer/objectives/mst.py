@@ -41,7 +41,7 @@ class MstConfig(TermConfig):
     layers: tuple[Layer, ...] = (0.5, 1.0)
     """Places of a teacher at which a mask may stand, each counted from 0, a fraction of them, or a name: the outputs of
     blocks; of a probe, and after the blocks of a teacher with a late branch, what the last layer of its MLP sees. Each
-    makes one candidate of each teacher, so each must have it, fewer where two fall together; none: teachers as they are."""
+    makes one candidate of each teacher, which must have it; two that fall together are one. None: teachers alone."""
     stages: tuple[Fraction, Fraction] = (0.25, 0.25)
     """Shares of the run's steps: of the first stage, and of the second, in which masks learn."""
     mutual: bool = False
