@@ -23,7 +23,7 @@ SIDE = 16
 """Of an image, in pixels."""
 CLASSES = ("north", "east", "south", "west")
 SPLITS = {"labelled": 40, "transfer": 480, "validation": 200, "test": 400}
-CONTRAST, NOISE = 0.08, 0.2
+CONTRAST, NOISE = 0.045, 0.2
 """Standard deviations of the pattern and of what lies over it, of the range of pixels."""
 ANSWER_NOISE = 0.5
 """Standard deviation of what a source adds to its answer, which has a variance of one within a class."""
@@ -38,10 +38,10 @@ def patterns(world: int = 0) -> NDArray[np.float64]:
 
 
 class PatternSource:
-    """Latents [K]: how much of each pattern is in an image, with noise of the sample's own seed."""
+    """`patterns-W`, latents [K]: how much of each pattern is in an image, with noise of the sample's own seed."""
 
     def __init__(self, spec: LatentSpec, device: str) -> None:
-        self.patterns = patterns(world=0 if spec.source == "knows-patterns" else 1)
+        self.patterns = patterns(world=int(spec.source.removeprefix("patterns-")))
         self.recipe = Recipe(
             modality=spec.modality,
             source=spec.source,
@@ -69,7 +69,7 @@ def write_trimodal(folder: Path, seed: int, sources: Mapping[Modality, str], *, 
     Written again, it is the same to the byte.
 
     Args:
-        sources: modality to `knows-patterns` or `knows-other-patterns`.
+        sources: modality to `patterns-0`, which are those of the images, or `patterns-1` and so on, which are not.
         labels_shifted: counts the classes of the test split from one, the fault of a published release.
     """
     generator = np.random.default_rng([1, seed])
