@@ -42,7 +42,7 @@ def report_command(
                     arm.label if arm.fraction is None else f"{arm.label}, {100 * arm.fraction:g} % of the labels",
                     f"{len(arm.runs)}",
                     f"{arm.score.mean:.1f}",
-                    f"{arm.low:.1f} to {arm.high:.1f}" if known else "one seed",
+                    f"{arm.low:.1f} to {arm.high:.1f}" if known else "one seed" if len(arm.seeds) == 1 else "no spread",
                 )
             )
         interval = f"{100 * page.results.table.spec.confidence:g} % interval"

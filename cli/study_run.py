@@ -55,12 +55,13 @@ def run_command(
 
     said = load_yaml(spec_path)
     value = apply_overrides(said, overrides or [])
-    text = spec_path.read_text(encoding="utf-8") if not overrides else yaml.safe_dump(value, sort_keys=False)
     # A place on the command line starts from here, one in the file from the file.
     if store is not None:
         value = {name: one for name, one in value.items() if name != "data"} | {"store": placed(store)}
     if images is not None:
         value |= {"images": str(images.absolute())}
+    is_as_given = not overrides and store is None and images is None
+    text = spec_path.read_text(encoding="utf-8") if is_as_given else yaml.safe_dump(value, sort_keys=False)
     spec, base = parse_spec(value, StudySpec, where=str(spec_path)), spec_path.parent.absolute()
     processes = n_processes or os.cpu_count() or 1
     # What does not fit is said before anything is built.

@@ -159,7 +159,7 @@ def mean_over_training(values: Values) -> MeanEstimate:
 
     One teacher is no factor: what is said then holds for students of this teacher. Where images are known, the error
     is no smaller than if one of I + 2 had another answer: two arms that are right on all of 30 images have not been
-    shown to be equal.
+    shown to be equal. Where they are not, runs without any spread say nothing of it.
 
     Source: the floor is the error of a difference of paired proportions without a discordant pair, each cell of the
     table counting one half more: Agresti and Min (2005), "Simple improved confidence intervals for comparing matched
@@ -168,8 +168,11 @@ def mean_over_training(values: Values) -> MeanEstimate:
     if values.shape[1] == 1:
         return MeanEstimate(float(values.mean()), *UNKNOWN)
     estimate = crossed_mean(values)
-    if values.ndim < 3 or values.shape[2] == 1:
+    if values.ndim < 3:
         return estimate
+    if values.shape[2] == 1:
+        # Runs that agree to the last digit, with nothing known by image, give no error to go by.
+        return estimate if estimate.standard_error > 0 else MeanEstimate(estimate.mean, *UNKNOWN)
     floor = WHOLE / (values.shape[2] + 2)
     return replace(estimate, standard_error=max(floor, estimate.standard_error))
 

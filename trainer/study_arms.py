@@ -81,7 +81,8 @@ class ArmConfigs:
             SpecError: naming the arm and what does not fit.
         """
         self.config(name, {}, None)
-        axes = self.spec.arms[name].tune
+        # An arm that takes the settings of another must fit them, too: it is trained after all of that one's tuning.
+        axes = self.spec.arms[self.spec.tuned_as(name)].tune
         for setting, axis in axes.items():
             first = {other: one.values[0] for other, one in axes.items()}
             for value in (*axis.values, *values_beyond(axis, self.spec.tuning.extensions)):
@@ -92,7 +93,8 @@ class ArmConfigs:
                         f"arm `{name}` may try {setting} = {value}: {error.message}",
                         hint=f"leave it out, or keep extensions from it by `low` and `high`; {error.hint}",
                     ) from error
-        for trial in grid_trials(axes, self.default(name), self.spec.tuning.trials) if axes else ():
+        default = self.default(self.spec.tuned_as(name))
+        for trial in grid_trials(axes, default, self.spec.tuning.trials) if axes else ():
             self.config(name, trial, None)
         for fraction in self.spec.fractions_of():
             self.config(name, {}, fraction)

@@ -318,7 +318,12 @@ class StudyPlan:
             **self._runtime,
         )
         said = config.model_dump(mode="json", include={"splits", "view", "objective"})
-        key = address_of({"targets": said, "rows": store.rows_sha256, "learns_from": run.upstream.key})
+        # The teacher reads the latents of the student's store, which need not be the one that it was trained on.
+        read = run.upstream.config.modalities if run.upstream.config.kind != "student" else ()
+        latents = {name: store.latents_sha256.get(name) for name in (store.latents_sha256 if read is None else read)}
+        key = address_of(
+            {"targets": said, "rows": store.rows_sha256, "latents": latents, "learns_from": run.upstream.key}
+        )
         return PlannedTargets(key, config.model_copy(update={"output": str(self.out / "targets" / key)}))
 
     def folder_of(self, key: str) -> Path:

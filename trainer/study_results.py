@@ -152,13 +152,16 @@ def analyse(table: StudyTable, *, partial: bool = False) -> StudyResults:
     everything = [*arrays, *family, *others]
     intervals = bootstrap_means([pair.values for pair in everything], confidence=spec.confidence)
     by_array = dict(zip([id(pair) for pair in everything], intervals, strict=True))
-    adjusted = holm([mean_over_training(pair.values).p for pair in family])
+    # What is planned and not there yet counts all the same: else who looks early would be corrected for less.
+    n_family = len(table.fractions) * len(spec.comparisons)
+    absent = [1.0] * (n_family - len(family))
+    adjusted = holm([mean_over_training(pair.values).p for pair in family] + absent)[: len(family)]
     arms = tuple(
         describe_arm(spec, pair, grids[pair.first, pair.fraction], named[pair.first], by_array[id(pair)])
         for pair in arrays
     )
     comparisons = [
-        describe_comparison(spec, pair, named, by_array[id(pair)], p, len(family))
+        describe_comparison(spec, pair, named, by_array[id(pair)], p, n_family)
         for pair, p in zip(family, adjusted, strict=True)
     ] + [describe_comparison(spec, pair, named, by_array[id(pair)], None, 1) for pair in others]
     tuning = tuple(row for name in spec.arms if (row := describe_tuning(table, name)) is not None)
@@ -219,6 +222,7 @@ def describe_comparison(
         adjusted is not None,
         None if pair.teachers == (None,) else len(pair.teachers),
         "" if pair.fraction is None else f"with {100 * pair.fraction:g} % of the labels",
+        len(pair.seeds),
     )
     return Comparison(
         pair.first,

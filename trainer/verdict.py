@@ -13,7 +13,7 @@ class Evidence:
     difference: float
     low: float
     high: float
-    """Bounds of the interval, infinite where one seed says nothing of training again."""
+    """Bounds of the interval, infinite where runs say nothing of training again: one seed, or no spread at all."""
     p: float
     """Adjusted for the family of a planned comparison, of another as it is."""
     equivalence_p: float
@@ -26,6 +26,7 @@ class Evidence:
     """None where neither arm learns from a teacher that was drawn."""
     condition: str = ""
     """What all of it is under, such as `with 10 % of the labels`."""
+    n_seeds: int = 1
 
     @property
     def is_different(self) -> bool:
@@ -49,8 +50,9 @@ def verdict(evidence: Evidence) -> str:
     interval = f"{one.confidence * 100:g} % interval {signed(one.low)} to {signed(one.high)}"
     if math.isinf(one.low):
         opening = "Not settled" if one.is_planned else "Exploratory"
+        why = "with one seed" if one.n_seeds == 1 else "in every run"
         return (
-            f"{opening}{condition}: {one.first} minus {one.second} is {signed(one.difference)} points with one seed,"
+            f"{opening}{condition}: {one.first} minus {one.second} is {signed(one.difference)} points {why},"
             " which says nothing of training again."
         )
     if not one.is_planned:

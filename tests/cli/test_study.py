@@ -108,3 +108,16 @@ def test_the_smoke_study_has_a_teacher_a_probe_a_control_and_paired_seeds(dla, t
     ended = dla("study", "run", SMOKE, "--out", tmp_path / "out", "--dry-run", "--json")
     assert ended.exit_code == 0, ended.stderr
     assert json.loads(ended.stdout)["runs"] <= 30
+
+
+def test_a_store_that_the_command_names_stands_in_the_spec_that_the_study_leaves(dla, spec, tiny, tmp_path):
+    path = spec(more={name: {"run": ARMS["alone"]["run"]} for name in ("teacher", "kd")}, seeds=1)
+    said = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({name: said[name] for name in said if name not in ("store", "images")}))
+    out = tmp_path / "out"
+    given = ("--store", tiny.store, "--images", tiny.images)
+    ended = dla("study", "run", path, *given, "--out", out, "--processes", "1")
+    assert ended.exit_code == 0, ended.stderr
+    left = read_yaml(out / "study" / "spec.yaml", StudySpec)
+    assert (left.store, left.images) == (str(tiny.store), str(tiny.images))
+    assert dla("study", "report", out).exit_code == 0

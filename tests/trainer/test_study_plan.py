@@ -1,6 +1,7 @@
 """Which runs a study is made of, and what makes one the same as another."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -120,6 +121,24 @@ def test_students_of_stored_targets_share_those_of_a_teacher_and_name_no_teacher
         assert run.targets.config.teacher == run.upstream.config.output
         assert run.targets.config.view.count == 2
         assert run.targets.config.view.scale_min == 0.5
+
+
+def test_targets_of_other_latents_are_other_targets_and_their_students_other_runs(tiny, tmp_path):
+    """The teacher is that of the real store in both: it is asked about the latents of the student's store."""
+    stored = {"like": "kd", "targets": {"views": 2}}
+    more = {"stored": stored, "of-noise": {**stored, "store": "noise"}}
+    plan = make_plan(tiny, tmp_path, more=more, stores={"noise": {"control": "gaussian"}})
+    plan.stores["noise"] = replace(plan.stores[None], latents_sha256={"depth": "other"})
+    assert not set(keys(plan, "stored")) & set(keys(plan, "of-noise"))
+    targets = {(run.arm, run.targets.key) for run in all_runs(plan) if run.targets is not None}
+    assert len({key for _, key in targets}) == len(targets)
+
+
+def test_settings_that_do_not_fit_an_arm_that_takes_them_are_refused_before_anything_is_trained(tiny):
+    tuned = {"run": ARMS["alone"]["run"], "tune": {"model.n_heads": {"values": [2, 4]}}}
+    more = {"tuned": tuned, "slim": {"like": "tuned", "run": {"model": {"width": 18}}}}
+    with pytest.raises(SpecError, match=r"arm `slim` may try model.n_heads = 4"):
+        make_plan(tiny, None, more=more)
 
 
 @pytest.mark.parametrize(

@@ -168,3 +168,23 @@ def test_scores_that_are_known_by_run_alone_are_compared_all_the_same(tmp_path):
     results = analyse(read_study(folder))
     assert results.comparisons[1].verdict.startswith("kd beats image-only")
     assert results.comparisons[1].on_these_images == results.comparisons[1].estimate.interval(0.95)
+
+
+def test_runs_that_agree_to_the_last_digit_show_nothing_where_nothing_is_known_by_image(tmp_path):
+    folder = write_study(tmp_path, SPEC, truth=TRUTH, n_images=80)
+    scores = {"kd": "0.5", "messy": "0.5", "image-only": "0.25"}
+    with (folder / "runs.csv").open(newline="") as file:
+        lines = [line | {"metric": "mAP", "test_hits": ""} for line in csv.DictReader(file)]
+    lines = [line | {"test": scores.get(line["arm"], line["test"]) if line["test"] else ""} for line in lines]
+    write_lines(folder / "runs.csv", lines)
+    said = [pair.verdict for pair in analyse(read_study(folder)).comparisons]
+    assert said == [
+        "Not settled: messy minus kd is +0.0 points in every run, which says nothing of training again.",
+        "Not settled: kd minus image-only is +25.0 points in every run, which says nothing of training again.",
+    ]
+
+
+def test_who_looks_early_is_corrected_for_all_that_is_planned(tmp_path):
+    truth = {name: TRUTH[name] for name in ("image-only", "teacher", "kd")}
+    (pair,) = results_of(tmp_path, truth=truth, partial=True).comparisons
+    assert pair.evidence.p / pair.p == pytest.approx(2)
