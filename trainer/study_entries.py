@@ -1,5 +1,6 @@
 """Parts of a study's spec: where latents come from, and the values that a setting may take."""
 
+import math
 from itertools import combinations
 from typing import Annotated, Self
 
@@ -72,6 +73,8 @@ class Axis(StrictModel):
     def _can_be_tried(self) -> Self:
         if any(one == other for one, other in combinations(self.values, 2)):
             raise ValueError("a value stands twice in `values`")
+        if any(isinstance(value, float) and not math.isfinite(value) for value in self.values):
+            raise ValueError("a value in `values` is no finite number")
         if not self.extend:
             if self.low is not None or self.high is not None:
                 raise ValueError("`low` and `high` are bounds of `extend: true`")

@@ -115,8 +115,8 @@ class StudySpec(StrictModel):
     """Pairs of arms that the study was made to compare: the family that p values are adjusted over."""
     equivalence_margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Points (percent of the metric) below which a difference does not matter."""
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Of intervals; one minus it is the level of the tests."""
+    confidence: Annotated[float, Field(ge=0.8, lt=1)] = 0.95
+    """Of intervals; one minus it is the level of the tests, so that below 0.8 most would find something."""
     device: str = "cpu"
     """What every run trains on, as torch names it."""
     threads: Annotated[int, Field(gt=0)] = 1

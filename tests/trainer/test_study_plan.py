@@ -135,9 +135,9 @@ def test_targets_of_other_latents_are_other_targets_and_their_students_other_run
 
 
 def test_settings_that_do_not_fit_an_arm_that_takes_them_are_refused_before_anything_is_trained(tiny):
-    tuned = {"run": ARMS["alone"]["run"], "tune": {"model.n_heads": {"values": [2, 4]}}}
-    more = {"tuned": tuned, "slim": {"like": "tuned", "run": {"model": {"width": 18}}}}
-    with pytest.raises(SpecError, match=r"arm `slim` may try model.n_heads = 4"):
+    tuned = {"run": ARMS["alone"]["run"], "tune": {"view.scale_min": {"values": [0.5, 0.9]}}}
+    more = {"tuned": tuned, "narrow": {"like": "tuned", "run": {"view": {"scale_max": 0.7}}}}
+    with pytest.raises(SpecError, match=r"arm `narrow` may try view.scale_min = 0.9"):
         make_plan(tiny, None, more=more)
 
 

@@ -1,5 +1,7 @@
 """What a study's spec says by itself, and what is refused before anything is trained."""
 
+import math
+
 import pytest
 
 from dla_cache.errors import SpecError
@@ -81,6 +83,7 @@ def test_more_final_seeds_leave_those_of_tuning_as_they_are():
         ({"tune": {"loop.steps": {"values": [1, 2]}}}, "has 2 settings to try and `tuning.trials` is 3"),
         ({"tune": {"roles.test": {"values": ["a", "b", "c"]}}}, "`roles.test` in `arms.new` is nothing to tune"),
         ({"tune": {"loop.steps": {"values": [1, 1, 2]}}}, "a value stands twice"),
+        ({"tune": {"loop.steps": {"values": [1, 2, math.nan]}}}, "no finite number"),
         ({"tune": {"model.kind": {"values": ["a", "b"], "extend": True}}}, "`extend` needs two numbers"),
         ({"tune": {"loop.steps": {"values": [1, 2, 3], "extend": True, "low": 2}}}, "outside `low` and `high`"),
         ({"lerns_from": "teacher"}, "did you mean `learns_from`"),
@@ -113,6 +116,7 @@ def test_an_arm_that_makes_no_sense_is_refused_with_its_name(arm, told):
         ({"stores": {"a": {"source": "embedded-depth"}}}, "belongs to a study with `data`"),
         ({"stores": {"a": {"source": "embedded-depth", "noise": 0.5}}}, "all but `source` and `seed`"),
         ({"stores": {"a": {"path": "a.zarr", "seed": 1}}}, "all but `path` belongs to a `control`"),
+        ({"confidence": 0.05}, "greater than or equal to 0.8"),
     ],
 )
 def test_a_study_that_contradicts_itself_is_refused(fields, told):
