@@ -1,5 +1,5 @@
 # Every target sets up its own environment, once. `PIP_ARGS`, `TEST_ARGS` and `BENCH_ARGS` go to pip, pytest and
-# the bench of the stores.
+# the bench that is run.
 PYTHON ?= python3
 PIP_ARGS ?=
 TEST_ARGS ?=
