@@ -62,6 +62,14 @@ def notes_of(results: StudyResults, audit: LeakAudit | None) -> tuple[tuple[str,
     single = [arm.label for arm in results.arms if len(arm.seeds) == 1 and not arm.is_teacher]
     if single:
         notes.append(("One seed proves nothing.", f"{'; '.join(single)}: nothing is known of training again."))
+    runs_of = {(arm.name, arm.fraction): {run.run for run in arm.runs.values()} for arm in results.arms}
+    for pair in results.comparisons:
+        one, other = (runs_of[name, pair.fraction] for name in (pair.first, pair.second))
+        if one & other:
+            told = (
+                f"{pair.evidence.first} and {pair.evidence.second} share {len(one & other)} of {len(one | other)} runs"
+            )
+            notes.append(("The same runs.", f"{told}: the same settings on the same data, so they differ in nothing."))
     informed = [name for name in spec.arms if is_label_informed(spec, name)]
     if informed:
         told = "The latents behind these saw labels, so what they teach is not what a generator knows"

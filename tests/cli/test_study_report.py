@@ -204,3 +204,21 @@ def test_a_page_of_one_seed_or_of_no_comparison_claims_nothing(tmp_path):
     for name in (PAGE_NAME, TABLES_NAME):
         assert not re.search(r"\bnan\b", (folder / name).read_text(), re.IGNORECASE)
     assert not re.search(r"[-+]?\binf\b", (folder / PAGE_NAME).read_text())
+
+
+def test_a_page_says_which_arms_are_one_and_the_same_run(tmp_path):
+    folder = write_study(tmp_path, SPEC, truth=TRUTH, n_images=80)
+    with (folder / "runs.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    cells = {
+        (line["teacher_seed"], line["seed"]): line for line in lines if (line["arm"], line["stage"]) == ("kd", "final")
+    }
+    for line in lines:
+        if (line["arm"], line["stage"]) == ("messy", "final"):
+            same = cells[line["teacher_seed"], line["seed"]]
+            line |= {name: same[name] for name in ("run", "test", "test_hits")}
+    write_lines(folder / "runs.csv", lines)
+    write_study_page(folder, folder)
+    text = ReadPage((folder / PAGE_NAME).read_text()).text
+    assert "messy and kd share 30 of 30 runs" in text
+    assert "kd and image-only share" not in text

@@ -1,6 +1,7 @@
 """A study that was never run: runs.csv and images.csv with effects that are known, for any spec."""
 
 import csv
+import hashlib
 import json
 
 import numpy as np
@@ -73,7 +74,7 @@ def line(arm, stage, teacher, seed, settings, fraction, *, hits=None, trial=None
     test = None if hits is None else float(hits.mean())
     place = json.dumps([arm, stage, teacher, seed, trial, fraction])
     return {
-        "run": f"{int.from_bytes(place.encode()[-40:], 'big') % 16**16:016x}",
+        "run": hashlib.sha256(place.encode()).hexdigest()[:16],
         "arm": arm,
         "stage": stage,
         "teacher_seed": teacher,
