@@ -15,7 +15,7 @@ from cli.study_charts import ArmDots, Difference, forest_chart, run_chart, share
 from cli.study_page import PAGE_NAME, TABLES_NAME, write_study_page
 from dla_cache.errors import StudyError
 from tests.cli.read_page import ReadPage
-from tests.trainer.made_study import SPEC, write_study
+from tests.trainer.made_study import SPEC, write_lines, write_study
 from trainer.leak_audit import AUDIT_NAME, LeakAudit, ModalityLabels, NearPair
 
 TRUTH = {"image-only": 0.6, "teacher": 0.9, "kd": 0.8, "messy": 0.8}
