@@ -1,5 +1,5 @@
 # Every target sets up its own environment, once. `PIP_ARGS`, `TEST_ARGS` and `BENCH_ARGS` go to pip, pytest and
-# the bench of the stores.
+# the bench that is run.
 PYTHON ?= python3
 PIP_ARGS ?=
 TEST_ARGS ?=
@@ -12,7 +12,7 @@ RUN := $(VENV)/bin/python -m
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-stores bench-build bench-train torture docs format clean
+.PHONY: help demo test check study bench bench-stores bench-build bench-train bench-study torture docs format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,10 @@ check: $(READY) ## lint, formatting, types
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 
+study: $(READY) ## run the study whose results ship, for hours; it goes on where it was stopped; into study-out/
+	$(VENV)/bin/dla study run manifests/studies/relief-digits.yaml --out study-out
+	$(VENV)/bin/dla study report study-out
+
 bench: $(READY) ## print the figures that README and docs quote
 	$(VENV)/bin/python bench/embedded.py
 
@@ -39,6 +43,9 @@ bench-train: $(READY) ## print what stored targets save, and what the loop aroun
 
 bench-build: $(READY) ## print how busy a build keeps its device, and what all else costs, beside two other ways
 	$(ONE_THREAD) $(VENV)/bin/python bench/build.py $(BENCH_ARGS)
+
+bench-study: $(READY) ## print what many studies find where there is nothing to be found, and where there is something
+	$(RUN) bench.calibrate_study $(BENCH_ARGS)
 
 torture: $(READY) ## damage stores, kill builds, try bad input: what was noticed and what was not
 	$(ONE_THREAD) $(RUN) tests.torture
@@ -53,7 +60,7 @@ format: $(READY) ## put every file into the house format
 	$(RUN) ruff format .
 
 clean: ## remove caches and outputs; the environment in .venv stays
-	rm -rf demo-out bench-out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf demo-out bench-out study-out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find dla_cache trainer cli tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp goes before anything changes and comes back last: a set-up that was interrupted starts

@@ -106,10 +106,15 @@ def faults_of_labels(results: StudyResults) -> list[tuple[str, str]]:
         )
         notes.append(("Test lies far below validation.", told))
     chance = 100 / max(1, len(set(results.table.images.labels)))
-    if results.table.metric == "top-1" and arms and all(arm.high < chance for arm in arms):
-        notes.append(
-            ("Worse than guessing.", f"Every arm is below {chance:.0f} % on test: classes may be numbered otherwise.")
-        )
+    students = [arm for arm in arms if not arm.is_teacher]
+    if results.table.metric != "top-1" or not students:
+        return notes
+    if all(arm.high < chance for arm in arms):
+        told = f"Every arm is below {chance:.0f} % on test: classes may be numbered otherwise in some split."
+        notes.append(("Worse than guessing.", told))
+    elif all(arm.low < chance for arm in students):
+        told = f"No student is surely above the {chance:.0f} % of guessing: equal, they are equally untrained."
+        notes.append(("No better than guessing.", told))
     return notes
 
 

@@ -10,6 +10,8 @@ from dla_cache.modality import KINDS
 from dla_cache.sources.fit import FitSpec
 from dla_cache.spec import CacheSpec, LatentSpec, load_yaml, read_yaml
 from trainer.config import RunConfig, resolve_run
+from trainer.study_entries import Axis, StoreEntry
+from trainer.study_spec import StudyArm, StudySpec, Tuning
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"
 
@@ -34,7 +36,9 @@ def test_every_example_is_listed() -> None:
     assert sorted(listed) == sorted(path.name for path in MANIFESTS.glob("*.yaml"))
 
 
-@pytest.mark.parametrize("model", [CacheSpec, LatentSpec, RunConfig, FitSpec])
+@pytest.mark.parametrize(
+    "model", [CacheSpec, LatentSpec, RunConfig, StudySpec, StudyArm, StoreEntry, Axis, Tuning, FitSpec]
+)
 def test_every_field_of_a_spec_is_explained(model: type[BaseModel]) -> None:
     text = (MANIFESTS / "README.md").read_text(encoding="utf-8")
     assert [name for name in model.model_fields if not re.search(rf"^\|.*`{name}`.*\|", text, re.MULTILINE)] == []

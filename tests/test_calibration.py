@@ -1,0 +1,39 @@
+"""The calibration of studies, as small as it can be: what the full size found stands in docs/studies/calibration."""
+
+import pytest
+
+from bench.calibrate_study import Size, calibrate, plant
+from bench.trimodal import write_trimodal
+from dla_cache.spec import Modality
+from trainer.pool import WorkerPool
+from trainer.study import do_job
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory):
+    with WorkerPool(do_job, 1, tmp_path_factory.mktemp("logs")) as workers:
+        yield workers
+
+
+def test_planted_errors_are_noticed(pool, tmp_path):
+    dropped, shifted = plant(tmp_path, pool, Size(seeds=1, teacher_seeds=1))
+    assert any(note.startswith("Inert term. rkd") for note in dropped.notes)
+    assert any(note.startswith("Test lies far below validation.") for note in shifted.notes)
+    assert not any("validation" in note for note in dropped.notes)
+
+
+def test_a_study_finds_what_latents_add_and_nothing_where_they_add_nothing(pool, tmp_path):
+    something, nothing = calibrate(tmp_path, pool, 1, Size(seeds=2, teacher_seeds=2))
+    assert something.points > 5
+    assert not nothing.is_found
+    assert nothing.low < 0 < nothing.high
+
+
+def test_a_made_data_set_is_the_same_to_the_byte_when_it_is_written_again(tmp_path):
+    sources = {Modality.DEPTH: "patterns-0"}
+    for name in ("one", "other"):
+        write_trimodal(tmp_path / name, 3, sources)
+    one, other = (sorted((tmp_path / name / "data").rglob("*")) for name in ("one", "other"))
+    assert [path.read_bytes() for path in one if path.is_file()] == [
+        path.read_bytes() for path in other if path.is_file()
+    ]
