@@ -70,7 +70,7 @@ def train(
 
         from dla_cache.remote import is_remote
         from dla_cache.spec import load_yaml
-        from trainer.config import resolve_run
+        from trainer.config import resolve_run, with_objective
         from trainer.processes import launched_rank
         from trainer.run import train_run
         from trainer.run_folder import dump_config, held_out
@@ -87,7 +87,10 @@ def train(
     value |= {name: flag for name, flag in flags.items() if flag is not None}
     # A path on the command line starts from here, one in a file from the file.
     value |= {name: str(flag.absolute()) for name, flag in paths.items() if flag is not None}
-    value = apply_overrides(value, overrides or [])
+    within = [one for one in overrides or [] if one.startswith("objective.")]
+    value = apply_overrides(value, [one for one in overrides or [] if one not in within])
+    if within:  # one field of the objective: the preset's other terms stay
+        value = apply_overrides(with_objective(value, where=what), within)
     if asks:
         if resume or seed is not None:
             raise typer.BadParameter("targets go on by themselves, and their views' seed is `--set view.seed=`")

@@ -286,6 +286,16 @@ def preset_of(value: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], 
     return (PRESETS[name][kind] if name is not None and kind is not None else {}), given
 
 
+def with_objective(value: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`value` with the objective of its preset written out, unless it says one: for a field of it to be set.
+
+    Raises:
+        SpecError: if there is no such preset.
+    """
+    preset, _ = preset_of(value, where)
+    return {name: preset[name] for name in ("objective",) if name in preset} | dict(value)
+
+
 def placed(value: dict[str, Any], base: Path, where: str) -> dict[str, Any]:
     """A run with its paths taken from `base`."""
     placed = dict(value)

@@ -151,6 +151,13 @@ def taught_by_targets(config: RunConfig, place: Path) -> Upbringing:
     """
     assert config.objective is not None
     stored = open_targets(place)
+    whole = [name for name, one in config.objective.active.items() if one.wants_all_logits]
+    if stored.layout.top_logits is not None and whole:
+        raise SpecError(
+            f"`{whole[0]}` takes mean and spread of all logits, and `{place}` holds the {stored.layout.top_logits}"
+            " largest of an image",
+            hint="make targets without `top_logits`, or learn from `teacher`",
+        )
     stored = stored.only(config.objective.targets(stored.outline))
     view = views_of_run(config.view, is_said="view" in config.model_fields_set, targets=stored)
     return Upbringing(config.model_copy(update={"view": view}), str(place), stored.facts, stored, stored)

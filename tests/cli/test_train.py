@@ -86,6 +86,20 @@ def test_set_comes_over_the_file_and_the_file_over_the_preset(dla, run_file):
     assert config["loop"]["warmup_steps"] == 20
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_one_field_of_the_objective_is_set_within_that_of_the_preset_or_of_the_command_line(dla, tmp_path, order):
+    def objective_of(*settings):
+        options = [one for setting in settings[::order] for one in ("--set", setting)]
+        fixed = ("--preset", "embedded", "--store", tmp_path, "--out", tmp_path, "--teacher", tmp_path)
+        shown = dla("train", "student", *fixed, *options, "--dry-run", "--json").stdout
+        return {name: term for name, term in json.loads(shown)["objective"].items() if term is not None}
+
+    of_preset = objective_of("seed=1", "objective.kd.temperature=4")
+    assert of_preset == {"ce": {"weight": 0.25}, "kd": {"weight": 0.75, "temperature": 4}}
+    said = objective_of("objective={kd: {}}", "objective.kd.temperature=4")
+    assert said == {"kd": {"weight": 0.75, "temperature": 4}}
+
+
 def test_a_dry_run_prints_a_config_that_resolves_to_itself_and_writes_nothing(dla, run_file):
     resolved = dla("train", run_file, "--dry-run")
     assert resolved.exit_code == 0

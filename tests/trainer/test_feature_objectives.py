@@ -240,6 +240,29 @@ def test_negatives_of_crd_are_images_that_were_shown_and_a_function_of_the_step(
     assert not torch.equal(drawn[0], drawn[1])
 
 
+def test_crd_tells_no_image_from_itself_or_from_one_of_its_class():
+    objectives = build({"crd": {"negatives": 500}})
+    crd, inputs = objectives.terms["crd"], random_inputs(objectives)
+    objectives(inputs)
+    others = crd.draw_negatives(9)
+    scores = crd.scores_of(torch.ones(6, 128), crd.of_student, inputs.rows, others)
+    told_from = [set(others[row.isfinite()].tolist()) for row in scores[:, 1:]]
+    labels, rows = inputs.labels.tolist(), inputs.rows.tolist()
+    for image in range(6):
+        alike = {rows[image]} | {row for row, label in zip(rows, labels, strict=True) if label == labels[image] >= 0}
+        assert told_from[image] == set(rows) - alike
+
+
+def test_crd_of_an_image_with_few_negatives_weighs_them_as_many_and_one_alone_is_drawn_to_its_own():
+    scores = torch.tensor([[0.5, 2.0, -1.0, -math.inf, -math.inf], [0.5, 2.0, -1.0, 2.0, -1.0]])
+    one, other = (nce_loss(scores[[image]], torch.tensor(0.3)).item() for image in (0, 1))
+    assert one == pytest.approx(other)
+    alone = torch.tensor([[0.5, -math.inf, -math.inf]], requires_grad=True)
+    nce_loss(alone, torch.tensor(0.3)).backward()
+    assert alone.grad[0, 0] < 0
+    assert alone.grad.isfinite().all()
+
+
 def test_crd_gives_the_same_losses_step_by_step_when_it_is_compiled():
     plain, other = build({"crd": {"negatives": 16}}), build({"crd": {"negatives": 16}})
     compiled = torch.compile(lambda inputs: other(inputs), backend="eager")

@@ -197,6 +197,12 @@ def test_what_needs_classes_that_exclude_one_another_is_refused_where_an_image_h
     assert "kd" in refusal.value.hint
 
 
+def test_of_two_classes_standardised_kd_is_refused_since_every_answer_would_be_one_of_two():
+    two = Parties(ModelOutline({}, (), 2), ModelOutline({}, (), 2))
+    with pytest.raises(SpecError, match="2 classes"):
+        build({"standardised_kd": {}}, two)
+
+
 def test_of_several_labels_generalized_distillation_asks_class_by_class():
     found = generalized_distillation_loss(STUDENT, TEACHER, 2.0, is_multi_label=True)
     p, q = (TEACHER / 2).sigmoid(), STUDENT.sigmoid()

@@ -162,6 +162,9 @@ def test_a_store_of_the_largest_logits_teaches_and_tells_its_error(tiny, models,
     assert report.logits_error.kl_mean > 0
     assert report.logits_error.top1_kept == 1
     train_run(student_of(tiny, tmp_path / "run", "kd", targets=tmp_path / "targets"))
+    of_all = tiny.run("student", tmp_path / "all", targets=str(tmp_path / "targets"), objective={"standardised_kd": {}})
+    with pytest.raises(SpecError, match=r"all logits, and .* holds the 1 largest"):
+        train_run(of_all)
 
 
 @given(

@@ -53,12 +53,16 @@ class Crd(Objective):
     are now. Memory, and the scale that the first batch sets, are buffers: a checkpoint brings them along, and the
     negatives of a step are a function of the run's seed and its number, so a resumed run goes on to the bit.
 
+    As published, an image is never told from itself, nor from one of its own class. Of one without a label only the
+    former is known, and of images with several classes no more is asked.
+
     Two deviations from the published code: negatives are drawn among images that training has shown, since the store's
     rows are those of all splits; and once for a batch instead of for each of its images, which makes one product of
-    matrices of what would be B·M·E numbers to gather.
+    matrices of what would be B·M·E numbers to gather. Those that are none to an image are left out of its sum, and the
+    others count for M.
 
     Source: Tian et al., arXiv:1910.10699, equation 18 as its code has it: HobbitLong/RepDistiller, `crd/criterion.py`,
-    `crd/memory.py`.
+    `crd/memory.py`, and `CIFAR100InstanceSample` of `dataset/cifar100.py`.
     """
 
     of_student: Tensor
@@ -66,6 +70,7 @@ class Crd(Objective):
     log_scales: Tensor
     has_scales: Tensor
     is_shown: Tensor
+    classes: Tensor
 
     def __init__(self, config: CrdConfig, parties: Parties) -> None:
         """
@@ -90,6 +95,7 @@ class Crd(Objective):
         self.register_buffer("log_scales", torch.zeros(2))
         self.register_buffer("has_scales", torch.tensor(False))
         self.register_buffer("is_shown", torch.zeros(parties.n_images, dtype=torch.bool))
+        self.register_buffer("classes", torch.full((parties.n_images,), -1))
 
     def forward(self, inputs: ObjectiveInputs) -> Tensor:
         if inputs.rows is None:
@@ -100,6 +106,8 @@ class Crd(Objective):
         # In any other precision than float32 negatives that are close would look alike.
         with torch.autocast(student.device.type, enabled=False):
             self.is_shown.index_fill_(0, rows, True)
+            if inputs.labels is not None and not inputs.is_multi_label:
+                self.classes.index_copy_(0, rows, inputs.labels)
             others = self.draw_negatives(inputs.step)
             scores = [
                 self.scores_of(embedding, memory, rows, others)
@@ -118,14 +126,18 @@ class Crd(Objective):
         return torch.searchsorted(n_up_to, numbers, right=True)
 
     def scores_of(self, embeddings: Tensor, memory: Tensor, rows: Tensor, others: Tensor) -> Tensor:
-        """Cosines over the temperature, [B, 1 + M]: with the image's own row of a memory first, then the negatives'."""
+        """Cosines over the temperature, [B, 1 + M]: with the image's own row of a memory first, then the negatives',
+        -inf of those that are itself or of its class."""
         own = (embeddings * memory[rows]).sum(dim=1, keepdim=True)
-        return torch.cat([own, embeddings @ memory[others].T], dim=1) / self.config.temperature
+        classes = self.classes[rows][:, None]
+        is_none = (rows[:, None] == others) | ((classes == self.classes[others]) & (classes >= 0))
+        of_others = (embeddings @ memory[others].T).masked_fill(is_none, -math.inf)
+        return torch.cat([own, of_others], dim=1) / self.config.temperature
 
     @torch.no_grad()
     def _keep_scales(self, scores: list[Tensor]) -> None:
         """Takes the mean of exp(score) as the scale of each side, once and for all."""
-        first = torch.stack([side.logsumexp(dim=(0, 1)) - math.log(side.numel()) for side in scores])
+        first = torch.stack([side.logsumexp(dim=(0, 1)) - side.isfinite().sum().log() for side in scores])
         self.log_scales.copy_(torch.where(self.has_scales, self.log_scales, first))
         self.has_scales.fill_(True)
 
@@ -147,15 +159,18 @@ def nce_loss(scores: Tensor, log_scale: Tensor) -> Tensor:
     """-log h(own) - Σ over negatives of log(1 - h), mean over images, where h = r / (r + M) and r = exp(score) / scale.
 
     The published r has the number of images in its scale and M over that number beside it: it drops out. Computed as
-    the sigmoid of score - log scale - log M, which no score overflows.
+    the sigmoid of score - log scale - log M, which no score overflows. The sum over negatives is M times their mean, so
+    that the loss of images with fewer of them is of the same size.
 
     Args:
-        scores: [B, 1 + M], the image's own first.
+        scores: [B, 1 + M], the image's own first; -inf of one that is no negative.
         log_scale: [].
 
     Returns:
         [].
     """
-    logits = scores - log_scale - math.log(scores.shape[1] - 1)
+    n_drawn = scores.shape[1] - 1
+    logits = scores - log_scale - math.log(n_drawn)
     own, others = functional.logsigmoid(logits[:, 0]), functional.logsigmoid(-logits[:, 1:])
-    return -(own + others.sum(dim=1)).mean()
+    n_told_from = scores[:, 1:].isfinite().sum(dim=1).clamp_min(1)
+    return -(own + others.sum(dim=1) * n_drawn / n_told_from).mean()

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from dla_cache.errors import SpecError
 from trainer.features import LOGITS, Target
 from trainer.objectives.objective import (
     ModelOutline,
@@ -48,6 +49,7 @@ class StandardisedKdConfig(TermConfig):
     """KD of z-scored logits: what ranks and spacing say, whatever the scale; weight and temperature are the paper's."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.REFERENCE})
+    wants_all_logits: ClassVar[bool] = True
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 9.0
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
     """The base temperature, of logits with a standard deviation of 1."""
@@ -57,6 +59,11 @@ class StandardisedKdConfig(TermConfig):
 
     def build(self, parties: Parties) -> Objective:
         refuse_several_labels("standardised_kd", parties, "standardises logits over classes that exclude one another")
+        if parties.student.n_classes < 3:
+            raise SpecError(
+                "`standardised_kd` has nothing to say of 2 classes: standardised, every answer is one of two",
+                hint="`kd` is there for them",
+            )
         return StandardisedKd(self.temperature)
 
 

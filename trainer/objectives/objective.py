@@ -152,6 +152,8 @@ class TermConfig(StrictModel):
     needs: ClassVar[frozenset[Need]] = frozenset()
     wants_one_class: ClassVar[bool] = False
     """Whether each image must be of one class, so that none can be mixed of two."""
+    wants_all_logits: ClassVar[bool] = False
+    """Whether stored targets that keep the largest logits alone would make another loss of it."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
     @property
