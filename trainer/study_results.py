@@ -184,10 +184,16 @@ def describe_arm(
         pair.seeds,
         runs,
         score,
-        *score.interval(spec.confidence),
+        *in_percent(score.interval(spec.confidence)),
         bootstrap,
-        mean_over_training(pair.values.mean(axis=2)).interval(spec.confidence),
+        in_percent(mean_over_training(pair.values.mean(axis=2)).interval(spec.confidence)),
     )
+
+
+def in_percent(interval: tuple[float, float]) -> tuple[float, float]:
+    """An interval of a score as far as a score goes, 0 to 100; of one that is unknown nothing is cut off."""
+    low, high = interval
+    return interval if math.isinf(low) else (max(0.0, low), min(100.0, high))
 
 
 def describe_comparison(

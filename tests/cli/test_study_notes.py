@@ -31,3 +31,8 @@ def test_a_test_split_far_below_validation_in_every_arm_is_noticed(tmp_path, val
         lines = [{**line, "validation": validation} for line in csv.DictReader(file)]
     write_lines(tmp_path / "runs.csv", lines)
     assert ("Test lies far below validation." in heads(tmp_path)) == is_noticed
+
+
+def test_no_arm_has_an_interval_beyond_what_a_score_can_be(tmp_path):
+    write_study(tmp_path, truth=dict.fromkeys(("image-only", "teacher", "kd", "messy"), 1.0), n_images=40)
+    assert {arm.high for arm in analyse(read_study(tmp_path)).arms if not arm.is_teacher} == {100.0}
