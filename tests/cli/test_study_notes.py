@@ -34,5 +34,7 @@ def test_a_test_split_far_below_validation_in_every_arm_is_noticed(tmp_path, val
 
 
 def test_no_arm_has_an_interval_beyond_what_a_score_can_be(tmp_path):
-    write_study(tmp_path, truth=dict.fromkeys(("image-only", "teacher", "kd", "messy"), 0.95), n_images=40)
-    assert {arm.high for arm in analyse(read_study(tmp_path)).arms if not arm.is_teacher} == {100.0}
+    write_study(tmp_path, truth=dict.fromkeys(("image-only", "teacher", "kd", "messy"), 0.97), n_images=40)
+    students = [arm for arm in analyse(read_study(tmp_path)).arms if not arm.is_teacher]
+    assert any(arm.score.interval(0.95)[1] > 100 for arm in students)
+    assert all(arm.high <= 100 for arm in students)
