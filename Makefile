@@ -28,7 +28,7 @@ check: $(READY) ## lint, formatting, types
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 
-study: $(READY) ## run the study whose results ship, for hours; it goes on where it was stopped; into study-out/
+study: $(READY) ## run the registered study of relief-digits, for hours; it goes on where it was stopped; into study-out/
 	$(VENV)/bin/dla study run manifests/studies/relief-digits.yaml --out study-out
 	$(VENV)/bin/dla study report study-out
 

@@ -1,4 +1,4 @@
-"""The calibration of studies, as small as it can be: what the full size found stands in docs/studies/calibration."""
+"""The calibration of studies, as small as it can be; in full size it is `make bench-study`."""
 
 import pytest
 
