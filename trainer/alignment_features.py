@@ -18,8 +18,9 @@ from dla_cache.spec import LatentFormat
 from dla_cache.store import LatentStore
 from dla_cache.store.statistics import LatentStatistics
 from trainer.adapters import tokens_of
-from trainer.data import PairSource, PixelScale, Role
+from trainer.data import Role
 from trainer.features import CLS, IMAGE
+from trainer.measure import pairs_of
 from trainer.run import EVALUATION_BATCH_SIZE
 from trainer.run_folder import read_config, read_facts
 from trainer.upbringing import TrainedRun
@@ -61,18 +62,8 @@ def answers_of(
     """
     run.task.module.to(device)
     run.task.module.eval()
-    config, modalities = run.config, run.facts.modalities
-    pairs = PairSource(
-        store,
-        images,
-        image_size=config.image_size,
-        pixel_scale=PixelScale(config.pixel_mean, config.pixel_std),
-        modalities=modalities,
-        view=config.view,
-        seed=config.seed,
-        device=device,
-        sees_images=config.kind != "probe",
-    )
+    modalities = run.facts.modalities
+    pairs = pairs_of(run, store, images, device)
     names = run.task.outline.names
     numbers = range(len(names))[-1:] if last_block_only else range(len(names))
     logits: list[Tensor] = []

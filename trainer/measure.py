@@ -28,6 +28,22 @@ class Measurement:
     """Whether the store has the images, splits and labels that the run was trained beside."""
 
 
+def pairs_of(run: TrainedRun, store: LatentStore, images: Path | None, device: str) -> PairSource:
+    """The pairs of a store as a run sees them."""
+    config = run.config
+    return PairSource(
+        store,
+        images,
+        image_size=config.image_size,
+        pixel_scale=PixelScale(config.pixel_mean, config.pixel_std),
+        modalities=run.facts.modalities,
+        view=config.view,
+        seed=config.seed,
+        device=device,
+        sees_images=config.kind != "probe",
+    )
+
+
 def measure_run(
     run: TrainedRun,
     store: LatentStore,
@@ -56,18 +72,8 @@ def measure_run(
         store, splits, name_some(splits), hint="name another split; `dla predict` answers for images without a label"
     )
     run.task.module.to(device)
-    config, modalities = run.config, run.facts.modalities
-    pairs = PairSource(
-        store,
-        images,
-        image_size=config.image_size,
-        pixel_scale=PixelScale(config.pixel_mean, config.pixel_std),
-        modalities=modalities,
-        view=config.view,
-        seed=config.seed,
-        device=device,
-        sees_images=config.kind != "probe",
-    )
+    modalities = run.facts.modalities
+    pairs = pairs_of(run, store, images, device)
     batches = pairs.evaluation(Role(tuple(splits), EVALUATION_BATCH_SIZE), modalities)
     total, done = len(store.rows_of(splits)) * (1 if isinstance(run.task, StudentTask) else 2), 0
 

@@ -32,11 +32,25 @@ Unlabelled = Literal["skip", "teacher"]
 reference thinks most likely."""
 
 
-class DkdConfig(TermConfig):
+class OneClassConfig(TermConfig):
+    """Base of what asks for the class of an image beside the reference's logits."""
+
+    wants_one_class: ClassVar[bool] = True
+    unlabelled: Unlabelled = "skip"
+    """What is done with images that have no label. The paper has none; `teacher` is ours."""
+
+    @property
+    def is_of_labels(self) -> bool:
+        return self.unlabelled == "skip"
+
+    def targets(self, reference: ModelOutline) -> tuple[Target, ...]:
+        return (LOGITS,)
+
+
+class DkdConfig(OneClassConfig):
     """Decoupled distillation; the defaults are the paper's for CIFAR-100."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.REFERENCE, Need.LABELS})
-    wants_one_class: ClassVar[bool] = True
     alpha: NotNegative = 1.0
     """Weight of how sure to be of the image's own class."""
     beta: NotNegative = 8.0
@@ -44,39 +58,20 @@ class DkdConfig(TermConfig):
     temperature: Positive = 4.0
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which the term grows to its weight; published are 20 epochs."""
-    unlabelled: Unlabelled = "skip"
-    """What is done with images that have no label. The paper has none; `teacher` is ours."""
-
-    @property
-    def is_of_labels(self) -> bool:
-        return self.unlabelled == "skip"
-
-    def targets(self, reference: ModelOutline) -> tuple[Target, ...]:
-        return (LOGITS,)
 
     def build(self, parties: Parties) -> Objective:
         refuse_several_labels("dkd", parties, "asks for the class of an image")
         return Dkd(self)
 
 
-class NkdConfig(TermConfig):
+class NkdConfig(OneClassConfig):
     """Normalised distillation; the defaults are the paper's."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.REFERENCE, Need.LABELS})
-    wants_one_class: ClassVar[bool] = True
     gamma: NotNegative = 1.5
     """Weight of the other classes."""
     temperature: Positive = 1.0
     """Of the other classes alone."""
-    unlabelled: Unlabelled = "skip"
-    """What is done with images that have no label. The paper has none; `teacher` is ours."""
-
-    @property
-    def is_of_labels(self) -> bool:
-        return self.unlabelled == "skip"
-
-    def targets(self, reference: ModelOutline) -> tuple[Target, ...]:
-        return (LOGITS,)
 
     def build(self, parties: Parties) -> Objective:
         refuse_several_labels("nkd", parties, "asks for the class of an image")

@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.features import LOGITS, Layer, Target, resolve_layer
-from trainer.objectives.decoupled import Unlabelled, images_with_class
+from trainer.features import LOGITS, Layer, resolve_layer
+from trainer.objectives.decoupled import OneClassConfig, images_with_class
 from trainer.objectives.kd import comparable
 from trainer.objectives.objective import (
     ModelOutline,
@@ -18,17 +18,15 @@ from trainer.objectives.objective import (
     Objective,
     ObjectiveInputs,
     Parties,
-    TermConfig,
     refuse_several_labels,
 )
 from trainer.objectives.stage_head import StageHead
 
 
-class OfaConfig(TermConfig):
+class OfaConfig(OneClassConfig):
     """Stages, and how much the image's own class is raised."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.REFERENCE, Need.STUDENT_BLOCKS, Need.LABELS})
-    wants_one_class: ClassVar[bool] = True
     layers: tuple[Layer, ...] = (0.25, 0.5, 0.75, 1.0)
     """Blocks of the student that answer for themselves, beside its logits: the ends of the paper's four stages. Those
     that fall together in a shallow model count once."""
@@ -36,15 +34,6 @@ class OfaConfig(TermConfig):
     """At 1 plain distillation of the reference's probabilities; above, a class that the reference is sure of counts
     more. Published are 1 to 1.5, set by pair of architectures."""
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    unlabelled: Unlabelled = "skip"
-    """What is done with images that have no label. The paper has none; `teacher` is ours."""
-
-    @property
-    def is_of_labels(self) -> bool:
-        return self.unlabelled == "skip"
-
-    def targets(self, reference: ModelOutline) -> tuple[Target, ...]:
-        return (LOGITS,)
 
     def build(self, parties: Parties) -> Objective:
         refuse_several_labels("ofa", parties, "asks for the class of an image")
