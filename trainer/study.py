@@ -9,6 +9,7 @@ Legend of a study's folder:
     study/               spec.yaml, runs.csv, images.csv, selection.json
 """
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -197,6 +198,8 @@ def run_study(
                 has_news = bool(pool.wait())
             except (TrainingError, LostProcessError) as error:
                 failed = next(key for key, job in jobs.items() if job.name == pool.failed)
+                arm = next(run.arm for run in state.runs if failed in (run.key, run.targets and run.targets.key))
+                error.hint = in_the_spec(error.hint, plan.spec.tuned_as(arm))
                 record = Failure(message=error.message, hint=error.hint)
                 write_atomically(failure_of(plan, failed), record.model_dump_json().encode())
                 raise
@@ -212,6 +215,11 @@ def jobs_of(state: StudyState) -> dict[str, Job]:
             needs = (run.targets.key,)
         jobs.setdefault(run.key, Job(run.name, run.config, needs))
     return jobs
+
+
+def in_the_spec(hint: str | None, arm: str) -> str | None:
+    """A hint for one run, with the places of its fields in the spec of a study."""
+    return None if hint is None else re.sub("--set ('?)", rf"--set \1arms.{arm}.run.", hint)
 
 
 def note_of(under_way: Mapping[str, tuple[int, int]]) -> str:
@@ -244,7 +252,7 @@ def run_statuses(out: Path) -> tuple[PlanRecord, dict[str, RunStatus], dict[str,
     """The plan of a study's folder, how each of its runs stands by address, and how those that failed did.
 
     Raises:
-        CheckpointError: if there is no study, or its plan is damaged.
+        CheckpointError: if there is no study, or its plan or a run's result is damaged.
     """
     if not (out / PLAN_NAME).exists():
         raise CheckpointError(f"`{out}` holds no study", hint="name the `--out` of a `dla study run`")
@@ -254,6 +262,7 @@ def run_statuses(out: Path) -> tuple[PlanRecord, dict[str, RunStatus], dict[str,
     for line in plan.runs:
         folder, failure = out / "runs" / line.key, out / "runs" / f"{line.key}.{FAILED_NAME}"
         if (folder / "result.json").exists():
+            read_result(folder)
             statuses[line.key] = "done"
         elif failure.exists():
             statuses[line.key] = "failed"

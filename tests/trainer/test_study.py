@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dla_cache.errors import TrainingError, WorkInterrupted
+from dla_cache.errors import CheckpointError, TrainingError, WorkInterrupted
 from tests.trainer.toy_study import ARMS, describe, make_plan, write
 from trainer.config import resolve_run
 from trainer.run import train_run
@@ -141,12 +141,21 @@ def test_a_run_that_fails_ends_the_study_with_its_name_and_the_others_stay(tiny,
     folder = StudyFolder(make_plan(tiny, out, more={"broken": broken}))
     with pytest.raises(TrainingError, match=r"run `broken, seed 0`: `roles.labelled` has 6 images") as failed:
         run_study(folder, n_processes=1)
-    assert "--set labelled_per_batch=1" in failed.value.hint
+    assert "--set arms.broken.run.labelled_per_batch=1" in failed.value.hint
     plan, statuses, failures = run_statuses(out)
     by_name = {line.name: statuses[line.key] for line in plan.runs}
     assert (by_name["broken, seed 0"], by_name["broken, seed 1"]) == ("failed", "waiting")
-    assert [failure.message for failure in failures.values()] == [failed.value.message]
+    assert [(one.message, one.hint) for one in failures.values()] == [(failed.value.message, failed.value.hint)]
     assert set(by_name.values()) == {"done", "failed", "waiting"}
+
+
+def test_the_status_of_a_study_names_a_result_that_is_damaged(tiny, study, tmp_path):
+    out = tmp_path / "study"
+    shutil.copytree(study[0].plan.out, out)
+    damaged = next((out / "runs").glob("*/result.json"))
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    with pytest.raises(CheckpointError, match=str(damaged)):
+        run_statuses(out)
 
 
 def test_a_stop_is_no_failure_and_leaves_what_is_done(tiny, study, tmp_path):
