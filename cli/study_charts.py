@@ -4,15 +4,18 @@ Each is laid out twice, for a wide and for a narrow screen, as in `cli.page_char
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cli.page_charts import CHARACTER_WIDTH, WIDE, Axis, Layout, Style, Tick, padded, plain, shorten
+from cli.page_charts import CHARACTER_WIDTH, N_COLOURS, WIDE, Axis, Layout, Style, Tick, padded, plain, shorten
 from trainer.verdict import signed
 
 ROW = 30.0
 LABELLED_ROW = 46.0
 """Of a narrow chart, whose labels stand above their rows: they name two arms."""
+LONGEST_LABEL, LONGEST_NARROW = 44, 40
+"""Characters of a label beside its row, and above it."""
 SPACING = 3.2
 """Between the lanes of teachers."""
 
@@ -66,8 +69,7 @@ def forest_chart(differences: Sequence[Difference], margin: float, layout: Layou
     ]
     low, high = padded([*values, -margin, margin], bounds=(-math.inf, math.inf))
     is_wide = layout is WIDE
-    longest = 44 if is_wide else 40
-    labels = [shorten(one.label, longest) for one in differences]
+    labels = [shorten(one.label, LONGEST_LABEL if is_wide else LONGEST_NARROW) for one in differences]
     left = max(len(label) for label in labels) * CHARACTER_WIDTH + 26 if is_wide else 8
     axis = Axis(low, high, left, layout.width - 62)
     height, top = (ROW + 4 if is_wide else LABELLED_ROW), 12.0
@@ -128,7 +130,7 @@ def run_chart(arms: Sequence[ArmDots], layout: Layout) -> RunChart:
     everything += [bound for arm in arms for bound in (arm.low, arm.high) if math.isfinite(bound)]
     low, high = padded(everything, bounds=(0, 100))
     is_wide = layout is WIDE
-    labels = [shorten(arm.label, 34 if is_wide else 44) for arm in arms]
+    labels = [shorten(arm.label, LONGEST_LABEL if is_wide else LONGEST_NARROW) for arm in arms]
     left = max(len(label) for label in labels) * CHARACTER_WIDTH + 26 if is_wide else 8
     axis = Axis(low, high, left, layout.width - 56)
     height, top = (ROW if is_wide else LABELLED_ROW), 10.0
@@ -173,10 +175,23 @@ class ShareChart:
     rows: tuple[ShareRow, ...]
 
 
-def share_chart(arms: Sequence[tuple[str, Mapping[str, float]]], terms: Sequence[str], layout: Layout) -> ShareChart:
-    """A bar an arm, cut into the shares of its terms; the terms in one order and one colour each."""
+def styles_of_terms(arms: Sequence[Mapping[str, float]]) -> dict[str, Style]:
+    """Term → its colour. With more terms than colours some share one, but never two terms of one arm."""
+    styles: dict[str, Style] = {}
+    for term in dict.fromkeys(term for shares in arms for term in shares):
+        beside = {styles[other].colour for shares in arms if term in shares for other in shares if other in styles}
+        used = Counter(style.colour for style in styles.values())
+        free = min(range(N_COLOURS), key=lambda colour: (colour in beside, used[colour]))
+        styles[term] = Style(free)
+    return styles
+
+
+def share_chart(
+    arms: Sequence[tuple[str, Mapping[str, float]]], terms: Mapping[str, Style], layout: Layout
+) -> ShareChart:
+    """A bar an arm, cut into the shares of its terms, in one order."""
     is_wide = layout is WIDE
-    labels = [shorten(label, 34 if is_wide else 44) for label, _ in arms]
+    labels = [shorten(label, LONGEST_LABEL if is_wide else LONGEST_NARROW) for label, _ in arms]
     left = max(len(label) for label in labels) * CHARACTER_WIDTH + 20 if is_wide else 0.0
     height, top, width = (ROW if is_wide else LABELLED_ROW), 4.0, layout.width - left
     rows = []
@@ -184,10 +199,10 @@ def share_chart(arms: Sequence[tuple[str, Mapping[str, float]]], terms: Sequence
         y = top + height * (number + 1) - 22
         total, start = math.fsum(shares.values()) or 1.0, left
         segments = []
-        for index, term in enumerate(terms):
+        for term, style in terms.items():
             part = width * shares.get(term, 0.0) / total
             if part > 0:
-                segments.append(Segment(term, Style(index), round(start, 2), round(part, 2)))
+                segments.append(Segment(term, style, round(start, 2), round(part, 2)))
             start += part
         rows.append(ShareRow(label, y + 13 if is_wide else y - 5, y, tuple(segments)))
     return ShareChart(layout, top + height * len(rows) + 4, left, tuple(rows))

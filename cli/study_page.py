@@ -20,6 +20,7 @@ from cli.study_charts import (
     forest_chart,
     run_chart,
     share_chart,
+    styles_of_terms,
 )
 from cli.study_notes import Control, controls_of, notes_of, share_in_words
 from cli.study_tables import tables_csv
@@ -136,7 +137,7 @@ def lay_out(results: StudyResults, audit: LeakAudit | None) -> StudyPage:
     styles = {name: Style(number) for number, name in enumerate(in_turn)}
     rows = [arm for arm in results.arms if not arm.is_teacher]
     shared = [arm for arm in results.arms if len(arm.gradient_shares) > 1]
-    terms = [*dict.fromkeys(term for arm in shared for term in arm.gradient_shares)]
+    terms = styles_of_terms([arm.gradient_shares for arm in shared])
     differences = [
         Difference(
             f"{pair.evidence.first} − {pair.evidence.second}{_of_fraction(pair.fraction)}",  # noqa: RUF001
@@ -159,7 +160,7 @@ def lay_out(results: StudyResults, audit: LeakAudit | None) -> StudyPage:
         tuple(forest_chart(differences, spec.equivalence_margin, layout) for layout in layouts if differences),
         fraction_charts(results, rows),
         tuple(share_chart(bars, terms, layout) for layout in layouts if bars),
-        {term: Style(number) for number, term in enumerate(terms)},
+        terms,
         notes_of(results, audit),
         controls_of(results),
     )
@@ -212,7 +213,7 @@ def render(page: StudyPage) -> str:
     )
     environment.filters |= {
         "percent": lambda value: f"{value:.1f}",
-        "share": share_in_words,
+        "share": lambda share: share_in_words(share).replace(" ", "\u00a0"),
         "whole_percent": lambda fraction: f"{100 * fraction:g}",
         "whole_p": lambda text: text.replace("p < ", "p\u00a0<\u00a0").replace("p = ", "p\u00a0=\u00a0"),
         "count": lambda number: f"{number:,.0f}",

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
-from cli.page_charts import NARROW, WIDE, Style
-from cli.study_charts import ArmDots, Difference, forest_chart, run_chart, share_chart
+from cli.page_charts import N_COLOURS, NARROW, WIDE, Style
+from cli.study_charts import ArmDots, Difference, forest_chart, run_chart, share_chart, styles_of_terms
 from cli.study_page import PAGE_NAME, TABLES_NAME, write_study_page
 from dla_cache.errors import StudyError
 from tests.cli.read_page import ReadPage
@@ -184,7 +184,7 @@ def test_nothing_of_a_chart_lies_outside_of_it(layout):
     unknown = Difference("one seed", 1.0, float("-inf"), float("inf"), (0.5, 1.5))
     forest = forest_chart([known, unknown], 1.0, layout)
     dots = run_chart([ArmDots("kd", Style(0), 80.0, 78.0, 82.0, [[79.0, 81.0], [80.5]])], layout)
-    shares = share_chart([("kd", {"ce": 0.3, "kd": 0.7})], ["ce", "kd"], layout)
+    shares = share_chart([("kd", {"ce": 0.3, "kd": 0.7})], {"ce": Style(0), "kd": Style(1)}, layout)
     places = [value for row in forest.rows for value in (row.x, row.x_low, row.x_high, *row.x_drawn)]
     places += [x for row in dots.rows for x, _ in row.runs] + [*forest.margin, forest.zero]
     places += [part.x + part.width for row in shares.rows for part in row.segments]
@@ -192,6 +192,24 @@ def test_nothing_of_a_chart_lies_outside_of_it(layout):
     assert forest.margin[0] < forest.zero < forest.margin[1]
     assert forest.rows[1].x_low == forest.rows[1].x == forest.rows[1].x_high
     assert sum(part.width for part in shares.rows[0].segments) == pytest.approx(layout.width - shares.start, abs=0.1)
+
+
+def test_more_terms_than_colours_share_some_but_never_within_one_arm():
+    arms = [{"ce": 0.5, f"term-{number}": 0.3, f"term-{number + 1}": 0.2} for number in range(30)]
+    styles = styles_of_terms(arms)
+    assert list(styles) == list(dict.fromkeys(term for arm in arms for term in arm))
+    assert {style.colour for style in styles.values()} == set(range(N_COLOURS))
+    assert all(len({styles[term].colour for term in arm}) == 3 for arm in arms)
+
+
+def test_the_edges_that_settings_lie_at_are_one_note(tmp_path):
+    spec = SPEC.replace("[1, 2, 4]", "[1, 2]").replace("[0.5, 1, 2]", "[0.5, 1]").replace("trials: 3", "trials: 2")
+    folder = write_study(tmp_path, spec, truth=TRUTH)
+    notes = write_study_page(folder, folder).notes
+    told = (
+        "The best lies at the edge of what was tried: objective.kd.temperature of kd; objective.messy.weight of messy."
+    )
+    assert [text for word, text in notes if word == "Edge of the grid."] == [told]
 
 
 def test_a_page_of_one_seed_or_of_no_comparison_claims_nothing(tmp_path):
