@@ -82,8 +82,10 @@ def notes_of(results: StudyResults, audit: LeakAudit | None) -> tuple[tuple[str,
             arms_of.setdefault(share, []).append(f"{arm.label}{some}")
         shares = [f"{share} of the gradient in {', '.join(dict.fromkeys(arms))}" for share, arms in arms_of.items()]
         notes.append(("Inert term.", f"{term} gives {'; '.join(shares)}: nearly inert as set."))
-    at_edge = {setting: [one.name for one in results.tuning if setting in one.at_edge]
-               for one in results.tuning for setting in one.at_edge}  # fmt: skip
+    at_edge: dict[str, list[str]] = {}
+    for tuned in results.tuning:
+        for setting in tuned.at_edge:
+            at_edge.setdefault(setting, []).append(tuned.name)
     if at_edge:
         told = "; ".join(f"{setting} of {', '.join(arms)}" for setting, arms in at_edge.items())
         notes.append(("Edge of the grid.", f"The best lies at the edge of what was tried: {told}."))
