@@ -89,7 +89,11 @@ def main() -> None:
             build_control_cache(options.out / "control", should_stop)
         with ProgressReporter("bench", "steps") as reporter:
             finished = run_arms(
-                arms, n_processes=options.processes, on_progress=reporter.update, should_stop=should_stop
+                arms,
+                logs=options.out / "logs",
+                n_processes=options.processes,
+                on_progress=reporter.update,
+                should_stop=should_stop,
             )
     results: dict[str, list[RunResult]] = {name: [] for name in described}
     for arm, result in zip(arms, finished, strict=True):

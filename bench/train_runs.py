@@ -128,7 +128,7 @@ def train(described: Mapping[str, Mapping[str, Any]], out: Path, *, seed: int) -
     """Arms side by side, each a process of one thread."""
     arms = plan_arms(described, out, store=out / "cache.zarr", images=out / "data", seed=seed, steps=None)
     with ProgressReporter("train", "steps") as reporter:
-        run_arms(arms, n_processes=2, on_progress=reporter.update, should_stop=lambda: False)
+        run_arms(arms, logs=out / "logs", n_processes=2, on_progress=reporter.update, should_stop=lambda: False)
 
 
 def measure_views(options: argparse.Namespace, _folder: Path) -> dict[str, Any]:

@@ -1,25 +1,17 @@
-"""Several runs side by side: each its own process with one thread, started when what it learns from is done."""
+"""Several runs side by side, in processes of one thread each; every one starts when what it learns from is done."""
 
-import json
 import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from dla_cache.durable import writing_to
-from dla_cache.errors import CheckpointError, TrainingError, WorkInterrupted, name_some
+from dla_cache.errors import CheckpointError, WorkInterrupted, name_some
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
     from trainer.run_folder import RunResult
-
-POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +22,15 @@ class Arm:
     run_file: Path
     folder: Path
     """Where the run lands; `result.json` in it means done."""
-    steps: int
+    config: "RunConfig"
     learns_from: Path | None
     """Folder of the arm that must be done before."""
-
-
-@dataclass(slots=True)
-class RunningArm:
-    """A process that trains an arm."""
-
-    arm: Arm
-    process: subprocess.Popen[bytes]
-    log: IO[bytes]
-    log_start: int
-    """Size in bytes of what earlier attempts left in the log."""
 
 
 def run_arms(
     arms: Sequence[Arm],
     *,
+    logs: Path,
     n_processes: int,
     on_progress: Callable[[int, int, str], None],
     should_stop: Callable[[], bool],
@@ -58,62 +40,34 @@ def run_arms(
     One thread a process: at this size two processes beat two threads.
 
     Args:
+        logs: folder for what each process says.
         on_progress: is told the steps done, the steps in all, and the arms under way.
 
     Raises:
         TrainingError: if a run fails, with what it said.
+        LostProcessError: if a run has killed two processes.
         WorkInterrupted: if `should_stop` said so; the runs were asked to checkpoint and did.
     """
+    from trainer.pool import WorkerPool
+    from trainer.run_folder import read_result
+    from trainer.study import do_job
+
     waiting = [arm for arm in arms if not (arm.folder / "result.json").exists()]
     done = {arm.folder for arm in arms} - {arm.folder for arm in waiting}
-    running: list[RunningArm] = []
-    steps_total = sum(arm.steps for arm in arms)
-    try:
-        while waiting or running:
-            for arm in [arm for arm in waiting if arm.learns_from is None or arm.learns_from in done]:
-                if len(running) < n_processes:
-                    running.append(start_arm(arm))
-                    waiting.remove(arm)
-            for one in [one for one in running if one.process.poll() is not None]:
-                running.remove(one)
-                one.log.close()
-                if one.process.returncode != 0:
-                    stop_if(should_stop)  # whoever asked us may have asked the run, too: then it has not failed
-                    raise failed_arm(one)
-                done.add(one.arm.folder)
-            names = ", ".join(one.arm.name for one in running)
-            steps_done = sum(arm.steps if arm.folder in done else steps_logged(arm) for arm in arms)
-            on_progress(steps_done, steps_total, names)
+    by_name = {str(arm.run_file): arm for arm in arms}
+    steps_total = sum(arm.config.loop.steps for arm in arms)
+    with WorkerPool(do_job, n_processes, logs) as pool:
+        while waiting or pool.under_way:
+            ready = [arm for arm in waiting if arm.learns_from is None or arm.learns_from in done]
+            for arm in ready[: pool.n_idle]:
+                pool.start(str(arm.run_file), arm.config)
+                waiting.remove(arm)
             stop_if(should_stop)
-            time.sleep(POLL_S)
-    finally:
-        for one in running:
-            one.process.terminate()
-        for one in running:
-            one.process.wait()
-            one.log.close()
-    from trainer.run_folder import read_result
-
+            done.update(by_name[name].folder for name in pool.wait())
+            steps_done = sum(arm.config.loop.steps for arm in arms if arm.folder in done)
+            note = ", ".join(by_name[name].name for name in pool.under_way)
+            on_progress(steps_done + sum(steps for steps, _ in pool.under_way.values()), steps_total, note)
     return [read_result(arm.folder) for arm in arms]
-
-
-def start_arm(arm: Arm) -> RunningArm:
-    """Starts `dla train` on the arm's run file; what it says goes to `train.log` in its folder."""
-    with writing_to(arm.folder):
-        arm.folder.mkdir(parents=True, exist_ok=True)
-        log = (arm.folder / "train.log").open("ab")  # not from its start: another process may still write to it
-    log_start = log.tell()
-    command = [sys.executable, "-m", "cli.main", "train", str(arm.run_file), "--resume", "--json"]
-    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        env=os.environ | threads,
-        start_new_session=True,  # Ctrl-C reaches us alone, and we ask once: a second signal would kill unsaved work
-    )
-    return RunningArm(arm, process, log, log_start)
 
 
 def stop_if(should_stop: Callable[[], bool]) -> None:
@@ -126,35 +80,6 @@ def stop_if(should_stop: Callable[[], bool]) -> None:
         raise WorkInterrupted(
             "interrupted; what was finished stays", hint="run the same command again; it goes on from there"
         )
-
-
-def failed_arm(one: RunningArm) -> TrainingError:
-    """The error of a run that ended badly: the error that it ended with, or else its last words."""
-    path = one.arm.folder / "train.log"
-    said = path.read_bytes()[one.log_start :].decode(errors="replace").strip()
-    command = f"dla train {one.arm.run_file} --resume"
-    *_, error = re.split("^error: ", said, flags=re.MULTILINE)
-    if error != said:
-        message, _, hint = error.partition("\nhint: ")
-        return TrainingError(
-            f"run `{one.arm.name}`: {message}", hint=f"{hint or 'try it alone'} (the run is `{command}`)"
-        )
-    code = one.process.returncode
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    last = f": {said.splitlines()[-1][:500]}" if said else ""
-    return TrainingError(
-        f"run `{one.arm.name}` {how}{last}", hint=f"`{path}` has all that it said; run it alone: {command}"
-    )
-
-
-def steps_logged(arm: Arm) -> int:
-    """Steps that a run under way has logged."""
-    path = arm.folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    try:
-        return int(json.loads(lines[-1])["step"]) if lines else 0
-    except json.JSONDecodeError:  # a line that is being written
-        return 0
 
 
 def plan_arms(
@@ -175,7 +100,7 @@ def plan_arms(
     from trainer.config import merge, resolve_run
 
     specs, runs = folder / "specs", folder / "runs"
-    arms, contents, configs = [], [], []
+    arms, contents = [], []
     for name, fields in described.items():
         value: dict[str, Any] = {"preset": "embedded", "seed": seed, **fields}
         if steps is not None:
@@ -186,10 +111,9 @@ def plan_arms(
         # Relative, so that the folder can be moved as a whole.
         value |= {field: os.path.relpath(place, specs) for field, place in places.items()}
         config = resolve_run(value, base=specs, where=name)
-        arms.append(Arm(name, specs / f"{name}.yaml", runs / name, config.loop.steps, places.get("teacher")))
+        arms.append(Arm(name, specs / f"{name}.yaml", runs / name, config, places.get("teacher")))
         contents.append(yaml.safe_dump(value, sort_keys=False))
-        configs.append(config)
-    check_begun_arms(arms, configs)
+    check_begun_arms(arms)
     with writing_to(specs):
         specs.mkdir(parents=True, exist_ok=True)
         for arm, content in zip(arms, contents, strict=True):
@@ -197,7 +121,7 @@ def plan_arms(
     return arms
 
 
-def check_begun_arms(arms: Sequence[Arm], configs: Sequence["RunConfig"]) -> None:
+def check_begun_arms(arms: Sequence[Arm]) -> None:
     """Passes arms that are not begun yet, or were begun with these very settings.
 
     A finished arm is taken as it stands, so without this its result would be shown for settings it never had.
@@ -208,9 +132,9 @@ def check_begun_arms(arms: Sequence[Arm], configs: Sequence["RunConfig"]) -> Non
     from trainer.run_folder import read_config
 
     differing: dict[str, str] = {}
-    for arm, config in zip(arms, configs, strict=True):
+    for arm in arms:
         if (arm.folder / "config.yaml").exists():
-            there, here = settings_of(read_config(arm.folder)), settings_of(config)
+            there, here = settings_of(read_config(arm.folder)), settings_of(arm.config)
             differences = [
                 f"`{name}` is {there.get(name)} there, {here.get(name)} here"
                 for name in here | there

@@ -54,7 +54,13 @@ def demo(
         check_cache(store, manifest, should_stop)
         draw_cache_sheet(store, out / "data", list(store.rows.image_ids[: 8 * SHEET_STRIDE : SHEET_STRIDE]), sheet)
         with ProgressReporter("train", "steps") as reporter:
-            finished = run_arms(arms, n_processes=N_PROCESSES, on_progress=reporter.update, should_stop=should_stop)
+            finished = run_arms(
+                arms,
+                logs=out / "logs",
+                n_processes=N_PROCESSES,
+                on_progress=reporter.update,
+                should_stop=should_stop,
+            )
     results = {arm.name: result for arm, result in zip(arms, finished, strict=True)}
     page = out / "report.html"
     write_page(

@@ -2,13 +2,18 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from dla_cache.errors import LostProcessError, TrainingError, WorkInterrupted
 from tests.trainer import pool_toy
 from trainer.pool import WorkerPool
+
+ROOT = Path(__file__).parents[2]
 
 
 def run_all(pool, jobs):
@@ -84,3 +89,38 @@ def test_a_worker_that_somebody_else_stops_ends_the_work_as_a_stop_and_not_as_a_
         with pytest.raises(WorkInterrupted, match="`a` was stopped"):
             run_all(pool, {})
     assert pool.failed is None
+
+
+def test_ctrl_c_reaches_all_processes_at_once_and_each_job_is_asked_by_us_alone(tmp_path):
+    code = """
+from pathlib import Path
+import cli.main
+from cli.arms import stop_if
+from cli.signals import stop_on_signals
+from tests.trainer import pool_toy
+from trainer.pool import WorkerPool
+def work():
+    with stop_on_signals() as should_stop, WorkerPool(pool_toy.wait_to_stop, 2, Path("logs")) as pool:
+        for name in ("a", "b"):
+            pool.start(name, name)
+        while True:
+            pool.wait()
+            stop_if(should_stop)
+cli.main.app.command()(work)
+cli.main.main()
+"""
+    command, environment = [sys.executable, "-c", code, "work"], {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    jobs = [tmp_path / name for name in ("a", "b")]
+    until = time.monotonic() + 60
+    while not all(job.exists() and job.read_text() for job in jobs):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all that the command has started
+    _, told = process.communicate(timeout=60)
+    assert [job.read_text() for job in jobs] == ["checkpoint", "checkpoint"]
+    assert (process.returncode, told.count("error: interrupted"), told.count("hint: ")) == (1, 1, 1)
+    assert "Traceback" not in told
