@@ -30,11 +30,23 @@ ANSWER_NOISE = 0.5
 
 
 def patterns(world: int = 0) -> NDArray[np.float64]:
-    """[K, H, W, 3], of mean 0 and variance 1: the same for every data set; those of another world are in no image."""
-    rough = np.random.default_rng(world).normal(size=(len(CLASSES), 4, 4, 3))
-    smooth = rough.repeat(SIDE // 4, axis=1).repeat(SIDE // 4, axis=2)
-    centred = smooth - smooth.mean(axis=(1, 2, 3), keepdims=True)
-    return centred / centred.std(axis=(1, 2, 3), keepdims=True)
+    """[K, H, W, 3], of mean 0 and variance 1: the same for every data set.
+
+    Those of another world are in no image, nor is any part of them: they are orthogonal to the images' own, or of two
+    that nothing is learned from one would teach a little more.
+    """
+    rough = coarse_patterns(world)
+    if world:
+        own = coarse_patterns(0)
+        rough -= rough @ np.linalg.pinv(own) @ own
+    smooth = rough.reshape(-1, 4, 4, 3).repeat(SIDE // 4, axis=1).repeat(SIDE // 4, axis=2)
+    return smooth / smooth.std(axis=(1, 2, 3), keepdims=True)
+
+
+def coarse_patterns(world: int) -> NDArray[np.float64]:
+    """[K, 4 * 4 * 3], of mean 0."""
+    drawn = np.random.default_rng(world).normal(size=(len(CLASSES), 4 * 4 * 3))
+    return drawn - drawn.mean(axis=1, keepdims=True)
 
 
 class PatternSource:

@@ -1,9 +1,10 @@
 """The calibration of studies, as small as it can be; in full size it is `make bench-study`."""
 
+import numpy as np
 import pytest
 
 from bench.calibrate_study import Size, calibrate, plant
-from bench.trimodal import write_trimodal
+from bench.trimodal import CLASSES, patterns, write_trimodal
 from dla_cache.spec import Modality
 from trainer.pool import WorkerPool
 from trainer.study import do_job
@@ -27,6 +28,13 @@ def test_a_study_finds_what_latents_add_and_nothing_where_they_add_nothing(pool,
     assert something.points > 5
     assert not nothing.is_found
     assert nothing.low < 0 < nothing.high
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_source_that_knows_other_patterns_is_told_nothing_of_the_class(world):
+    own, other = (patterns(number).reshape(len(CLASSES), -1) for number in (0, world))
+    assert np.allclose(np.std([own, other], axis=-1), 1)
+    assert np.abs(other @ own.T / own.shape[1]).max() < 1e-12
 
 
 def test_a_made_data_set_is_the_same_to_the_byte_when_it_is_written_again(tmp_path):
