@@ -8,10 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jinja2
-
 from cli.gallery import GalleryPicture
 from cli.page import Picture, read_picture
+from cli.page_template import page_template
 from dla_cache import __version__
 from dla_cache.durable import write_durably, writing_to
 
@@ -195,14 +194,7 @@ def write_alignment_page(
     Raises:
         StoreError: if it cannot be written.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    filters = {
         "percent": lambda fraction: f"{100 * fraction:.1f}",
         "count": lambda number: f"{number:,.0f}",
         "number": as_number,
@@ -210,7 +202,7 @@ def write_alignment_page(
     }
     pictures: list[tuple[GalleryPicture, Picture]] = [(one, read_picture(one.path)) for one in galleries]
     maps = maps_of(found)
-    content = environment.get_template("alignment.html.j2").render(
+    content = page_template("alignment.html.j2", filters).render(
         plan=plan,
         found=found,
         notes=notes,

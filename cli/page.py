@@ -4,13 +4,11 @@ import base64
 import platform
 import struct
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from cli.cache import PICTURE_STRIDE
 from cli.page_charts import NARROW, WIDE, DotChart, Layout, LineChart, dot_chart, line_chart
@@ -19,6 +17,7 @@ from cli.page_rerun import Rerun, plan_rerun
 from cli.page_rows import Row, describe_rows, lead_of
 from cli.page_runs import FinishedRun, group_runs, read_runs
 from cli.page_store import StoreFacts, describe_format
+from cli.page_template import page_template
 from cli.render import as_size
 from cli.sheet import draw_cache_sheet
 from dla_cache import __version__
@@ -225,14 +224,7 @@ def read_picture(path: Path) -> Picture:
 
 def render(page: Page) -> str:
     """The page as HTML; every text of it is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    filters: dict[str, Callable[..., str]] = {
         "percent": lambda fraction: f"{100 * fraction:.1f}",
         "count": lambda number: f"{number:,.0f}",
         "seconds": lambda seconds: f"{seconds:.1f}" if seconds < 10 else f"{seconds:,.0f}",
@@ -241,7 +233,7 @@ def render(page: Page) -> str:
         "latent_format": describe_format,
     }
     versions = {"dla": __version__, "PyTorch": version("torch"), "Python": platform.python_version()}
-    return environment.get_template("page.html.j2").render(page=page, versions=versions)
+    return page_template("page.html.j2", filters).render(page=page, versions=versions)
 
 
 def as_duration(seconds: float) -> str:

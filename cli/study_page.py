@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from cli.page import as_duration
 from cli.page_charts import NARROW, WIDE, LineChart, Style, line_chart
 from cli.page_curves import Curve, CurvePoint
+from cli.page_template import page_template
 from cli.study_charts import (
     ArmDots,
     Difference,
@@ -204,14 +203,7 @@ def _of_fraction(fraction: float | None) -> str:
 
 def render(page: StudyPage) -> str:
     """The page as HTML; every text of it is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    filters = {
         "percent": lambda value: f"{value:.1f}",
         "share": lambda share: share_in_words(share).replace(" ", "\u00a0"),
         "whole_percent": lambda fraction: f"{100 * fraction:g}",
@@ -221,4 +213,4 @@ def render(page: StudyPage) -> str:
         "signed": lambda value: signed(value) if math.isfinite(value) else "unknown",
         "p": lambda value: p_in_words(value).removeprefix("p ").removeprefix("= "),
     }
-    return environment.get_template("study.html.j2").render(page=page, roles=ROLE_WORDS)
+    return page_template("study.html.j2", filters).render(page=page, roles=ROLE_WORDS)
