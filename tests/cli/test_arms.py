@@ -44,6 +44,14 @@ def test_a_run_that_fails_ends_the_comparison_with_what_it_said(tiny, tmp_path):
     assert str(arm.run_file) in caught.value.message
 
 
+def test_a_run_folder_that_cannot_be_made_is_one_error(tiny, tmp_path):
+    arm = write_arm(tiny, tmp_path, "probe", "probe")
+    arm.folder.write_text("a file")
+    with pytest.raises(TrainingError, match="cannot be written") as caught:
+        run_all([arm])
+    assert caught.value.hint
+
+
 def test_after_a_stop_the_next_call_goes_on(tiny, tmp_path):
     arm = write_arm(tiny, tmp_path, "probe", "probe")
     with pytest.raises(WorkInterrupted):
