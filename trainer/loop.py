@@ -100,7 +100,10 @@ class Loop:
         if config.layer_decay < 1 and isinstance(task, HasDepths):
             depths = task.parameter_depths()
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(task.module, config, depths), lr=config.learning_rate, weight_decay=config.weight_decay
+            parameter_groups(task.module, config, depths),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.parameters = [parameter for parameter in task.module.parameters() if parameter.requires_grad]
         # Once: at each step it would take longer than the average itself.
@@ -234,10 +237,11 @@ class Loop:
     @torch.no_grad()
     def clip_gradient(self) -> Tensor:
         """The norm [] of the whole gradient before it is clipped; one that is not finite is left to be looked at."""
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
         if self.config.clip_norm:
             known = torch.where(norm.isfinite(), norm, 0)
-            nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, known)
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, known, foreach=True)
         return norm
 
     def step_if_finite(self, scaler: torch.amp.GradScaler) -> None:
