@@ -12,12 +12,13 @@ from typing import Any
 
 from cli.cache import PICTURE_STRIDE
 from cli.page_charts import NARROW, WIDE, DotChart, Layout, LineChart, dot_chart, line_chart
-from cli.page_curves import Curve, loss_curves, validation_curve
+from cli.page_curves import loss_curves, validation_curve
 from cli.page_rerun import Rerun, plan_rerun
 from cli.page_rows import Row, describe_rows, lead_of
 from cli.page_runs import FinishedRun, group_runs, read_runs
 from cli.page_store import StoreFacts, describe_format
-from cli.page_template import page_template
+from cli.page_template import as_duration, page_template
+from cli.page_values import Curve
 from cli.render import as_size
 from cli.sheet import draw_cache_sheet
 from dla_cache import __version__
@@ -234,11 +235,3 @@ def render(page: Page) -> str:
     }
     versions = {"dla": __version__, "PyTorch": version("torch"), "Python": platform.python_version()}
     return page_template("page.html.j2", filters).render(page=page, versions=versions)
-
-
-def as_duration(seconds: float) -> str:
-    """Seconds in the two largest units that count: `8 s`, `7 min 12 s`, `3 h 5 min`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"

@@ -8,8 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cli.page_curves import Curve, CurvePoint
-from cli.page_intervals import Estimate
+from cli.page_values import Curve, CurvePoint, Estimate
 
 N_COLOURS = 8
 """As many as the page's style sheet has; then they come again with another dash."""

@@ -2,45 +2,15 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from cli.page_intervals import over_images, over_seeds
 from cli.page_runs import METRICS_NAME, FinishedRun, MetricsLine, RunGroup, some_of
+from cli.page_values import Curve, CurvePoint
 
 SELECTION = "selection"
 """The validation metric by which a run keeps its weights."""
 TOTAL = "total"
 """The sum of a run's loss terms."""
-
-
-@dataclass(frozen=True, slots=True)
-class CurvePoint:
-    """One step of a curve; without an interval where nothing is known of one."""
-
-    step: float
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """Points in order of steps; None where a step has no value, so that no line is drawn across it."""
-
-    points: tuple[CurvePoint | None, ...] = ()
-    missing: tuple[str, ...] = ()
-    """What is not there, in words."""
-
-    @property
-    def stretches(self) -> list[list[CurvePoint]]:
-        """The points that follow each other without a gap."""
-        stretches: list[list[CurvePoint]] = [[]]
-        for point in self.points:
-            if point is None:
-                stretches.append([])
-            else:
-                stretches[-1].append(point)
-        return [stretch for stretch in stretches if stretch]
 
 
 def validation_curve(group: RunGroup) -> Curve:

@@ -9,8 +9,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cli.arms import settings_of
-from cli.page_intervals import Estimate, over_seeds
+from cli.page_intervals import over_seeds
 from cli.page_store import StoreFacts, check_trained_on, place_of, read_store
+from cli.page_values import Estimate
 from dla_cache.errors import CheckpointError, RecipeMismatchError, StoreError
 from dla_cache.remote import is_remote
 from trainer.checkpoint import MetricsFile

@@ -22,3 +22,11 @@ def page_template(name: str, filters: Mapping[str, Callable[..., Any]]) -> jinja
     )
     environment.filters |= filters
     return environment.get_template(name)
+
+
+def as_duration(seconds: float) -> str:
+    """Seconds in the two largest units that count: `8 s`, `7 min 12 s`, `3 h 5 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"

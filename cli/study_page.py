@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cli.page import as_duration
 from cli.page_charts import NARROW, WIDE, LineChart, Style, line_chart
-from cli.page_curves import Curve, CurvePoint
-from cli.page_template import page_template
+from cli.page_template import as_duration, page_template
+from cli.page_values import Curve, CurvePoint
 from cli.study_charts import (
     ArmDots,
     Difference,

@@ -24,6 +24,8 @@ from trainer.tasks import ProbeTask, StudentTask, TeacherTask
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"
 PATHS = sorted((MANIFESTS / "studies").glob("*.yaml"))
+NO_CLAIMS = ("smoke", "relief-digits-explore")
+"""Studies that settle nothing: one runs for a minute, one looks for what others should plan."""
 MAIN_ARMS = ("image-only", "image-kd", "kd", "kd-probe", "fitnets", "messy")
 
 EMBEDDED = {
@@ -63,7 +65,7 @@ def test_the_planned_pairs_of_a_study_have_runs_in_common(path: Path, tmp_path: 
     spec = read_yaml(path, StudySpec)
     runs = StudyPlan(spec, no_stores(spec), tmp_path, base=path.parent).state(lambda _key: 0.0).runs
     found = Counter((run.arm, run.teacher_seed, run.seed) for run in runs if run.stage == "final")
-    assert spec.comparisons
+    assert spec.comparisons or path.stem in NO_CLAIMS
     assert set(found.values()) == {1}
     for pair in spec.comparisons:
         seeds = [{seed for arm, _, seed in found if arm == name} for name in pair]
@@ -72,7 +74,7 @@ def test_the_planned_pairs_of_a_study_have_runs_in_common(path: Path, tmp_path: 
         assert teachers[0] == teachers[1] or {None} in teachers
 
 
-@pytest.mark.parametrize("path", [path for path in PATHS if path.stem != "smoke"], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in PATHS if path.stem not in NO_CLAIMS], ids=lambda path: path.stem)
 def test_the_main_arms_have_ten_seeds_with_three_teachers_and_their_leaks_are_marked(path: Path) -> None:
     spec = read_yaml(path, StudySpec)
     assert {len(spec.final_seeds(name)) for name in MAIN_ARMS} == {10}
@@ -85,7 +87,9 @@ def test_the_main_arms_have_ten_seeds_with_three_teachers_and_their_leaks_are_ma
 
 
 # Caltech101 and ImageNet-100 have the arms of Imagenette.
-@pytest.mark.parametrize("study", ["smoke", "relief-digits", "imagenette", "cifar100-replication"])
+@pytest.mark.parametrize(
+    "study", ["smoke", "relief-digits", "relief-digits-explore", "imagenette", "cifar100-replication"]
+)
 def test_every_arm_of_a_study_has_a_model_and_objectives_that_fit_its_teachers(study: str, tmp_path: Path) -> None:
     path = MANIFESTS / "studies" / f"{study}.yaml"
     spec = read_yaml(path, StudySpec)
@@ -105,7 +109,7 @@ def test_every_arm_of_a_study_has_a_model_and_objectives_that_fit_its_teachers(s
     }
     assert terms.keys() == {name for name, arm in spec.arms.items() if arm.role is None}
     assert terms["messy"] == {"ce", "kd", "messy"}
-    assert terms["image-only"] == {"ce"}
+    assert terms.get("image-only", {"ce"}) == {"ce"}
 
 
 def facts_of(config: RunConfig) -> DataFacts:

@@ -14,8 +14,9 @@ from pathlib import Path
 from torch import Tensor
 
 from dla_cache.errors import CheckpointError
-from trainer.checkpoint import start_again, write_atomically
+from trainer.checkpoint import write_atomically
 from trainer.evaluate import Predictions
+from trainer.records import start_again
 
 ANSWERS_NAME = "test.csv"
 COLUMNS = ("image_id", "label", "prediction")

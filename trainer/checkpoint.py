@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dla_cache.durable import make_folder, write_durably, writing_to
 from dla_cache.errors import CheckpointError, StoreError, name_some
+from trainer.records import start_again
 
 LAST = "last.safetensors"
 PREVIOUS = "previous.safetensors"
@@ -130,11 +131,6 @@ def way_on(path: Path) -> str:
     if path.name == LAST and previous.exists():
         return f"go on from the checkpoint before it: mv {previous} {path}, and then `--resume`"
     return start_again(path.parent)
-
-
-def start_again(folder: Path) -> str:
-    """The hint where a run cannot be saved: a folder that holds one is not trained into anew."""
-    return f"restore the file from a copy, or remove `{folder}` and train the run again"
 
 
 def fitting(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainer.batch import Batch
-from trainer.scores import Accuracy, MeanPrecision, Metric, Score, Tally, new_tally
+from trainer.records import Metric
+from trainer.scores import Accuracy, MeanPrecision, Score, Tally, new_tally
 from trainer.tasks import ClassifierTask, ProbeTask, TeacherTask
 
 CALIBRATION_BINS = 15

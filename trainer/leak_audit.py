@@ -5,6 +5,7 @@ Dimensions: N images.
 
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,12 @@ from scipy.fft import dctn
 from dla_cache.images import Pixels, decode_view
 from dla_cache.leaks import trace_labels
 from dla_cache.spec import StrictModel
-from dla_cache.store import LatentStore
 from dla_cache.stored_images import image_contents
-from trainer.config import Roles
-from trainer.run_folder import read_record
+from trainer.records import read_record
+
+if TYPE_CHECKING:
+    from dla_cache.store import LatentStore
+    from trainer.config import Roles
 
 AUDIT_NAME = "audit.json"
 
@@ -95,11 +98,11 @@ class LeakAudit(StrictModel):
 
 
 def leak_audit(
-    store: LatentStore,
-    roles: Iterable[Roles],
+    store: "LatentStore",
+    roles: Iterable["Roles"],
     *,
     image_root: Path | None = None,
-    more_stores: Mapping[str, LatentStore] | None = None,
+    more_stores: Mapping[str, "LatentStore"] | None = None,
     modalities: Collection[str] | None = None,
 ) -> LeakAudit:
     """Looks for test images among those that runs learn from, and for labels in the making of latents.
@@ -145,7 +148,7 @@ def leak_audit(
     )
 
 
-def shared_images(store: LatentStore, rows: Mapping[str, NDArray[np.int64]]) -> list[SharedImage]:
+def shared_images(store: "LatentStore", rows: Mapping[str, NDArray[np.int64]]) -> list[SharedImage]:
     """Contents that stand in two roles or more, by the sha256 of their files."""
     roles_of: dict[str, dict[str, str]] = {}
     for role, of_role in rows.items():
@@ -155,7 +158,7 @@ def shared_images(store: LatentStore, rows: Mapping[str, NDArray[np.int64]]) -> 
 
 
 def near_pairs(
-    store: LatentStore, training: NDArray[np.int64], test: NDArray[np.int64], hashes: Mapping[int, np.uint64]
+    store: "LatentStore", training: NDArray[np.int64], test: NDArray[np.int64], hashes: Mapping[int, np.uint64]
 ) -> list[NearPair]:
     """Training and test images with nearly the same hash and other bytes, the most alike first."""
     known = np.array([hashes[row] for row in training.tolist()], np.uint64)
@@ -174,7 +177,7 @@ def near_pairs(
     ]
 
 
-def _hashes(store: LatentStore, image_root: Path | None, rows: NDArray[np.int64]) -> Iterable[tuple[int, np.uint64]]:
+def _hashes(store: "LatentStore", image_root: Path | None, rows: NDArray[np.int64]) -> Iterable[tuple[int, np.uint64]]:
     for start in range(0, len(rows), AT_ONCE):
         these = rows[start : start + AT_ONCE]
         ids = store.rows.ids_of(these)

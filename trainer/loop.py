@@ -20,7 +20,6 @@ from trainer.checkpoint import (
     restore_optimizer,
     save_checkpoint,
     save_keeping_previous,
-    start_again,
     way_on,
     with_prefix,
     without_prefix,
@@ -28,6 +27,7 @@ from trainer.checkpoint import (
 from trainer.loss_module import TOTAL, LossModule, StepLosses
 from trainer.processes import Processes, alone
 from trainer.progress import Pace, Progress, TimedStream
+from trainer.records import start_again
 from trainer.schedule import RUNTIME_FIELDS, LoopConfig, learning_rate_at, parameter_groups, seed_generators, seed_of
 from trainer.watch import GRADIENT, FiniteWatch, gradient_norms
 

@@ -10,23 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from dla_cache.durable import make_folder, writing_to
 from dla_cache.errors import CheckpointError, RecipeMismatchError, RunInUseError, SpecError
 from dla_cache.remote import is_remote
 from dla_cache.spec import ORIGINAL_IMAGES, ImageRecipe, LatentFormat, StrictModel, canonical_json, load_yaml
 from dla_cache.store import LatentStore
-from trainer.checkpoint import start_again, write_atomically
+from trainer.checkpoint import write_atomically
 from trainer.config import PLACES, RUNTIME_FIELDS, RunConfig, resolve_run
 from trainer.pretrained import PretrainedFacts, with_places
+from trainer.records import Metric, read_record, start_again
 from trainer.schedule import RUNTIME_FIELDS as LOOP_RUNTIME_FIELDS
-from trainer.scores import Metric
-
-M = TypeVar("M", bound=StrictModel)
 
 
 class DataFacts(StrictModel):
@@ -302,22 +300,3 @@ def read_result(folder: Path) -> RunResult:
     if not (folder / "result.json").exists():
         raise CheckpointError(f"the run in `{folder}` is not finished", hint="train it with `--resume`")
     return read_record(folder / "result.json", RunResult)
-
-
-def read_record(path: Path, model: type[M]) -> M:
-    """A JSON file of a run folder as the `model` that was written.
-
-    Raises:
-        CheckpointError: if it is missing, damaged, or of another version of dla.
-    """
-    try:
-        return model.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"`{path}` cannot be read: {error.strerror}", hint=start_again(path.parent)) from error
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"]) or "file"
-        raise CheckpointError(
-            f"`{path}` is damaged or of another version of dla: `{where}`: {fault['msg']}",
-            hint=start_again(path.parent),
-        ) from error

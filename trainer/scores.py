@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ RANKED = 150_000_000
 """Images times classes times resamples, so that an interval takes seconds; never fewer than 100 resamples."""
 
 V = TypeVar("V")
-
-Metric = Literal["top-1", "mAP"]
-"""Top-1 where an image has one class, mean average precision where it may have several."""
 
 
 class Score(Protocol):

@@ -24,8 +24,9 @@ from dla_cache.spec import StrictModel
 from trainer.checkpoint import write_atomically
 from trainer.config import RunConfig
 from trainer.pool import POLL_S, Tell, WorkerPool
+from trainer.records import read_record
 from trainer.run import train_run
-from trainer.run_folder import RunResult, locked_run, read_record, read_result
+from trainer.run_folder import RunResult, locked_run, read_result
 from trainer.study_plan import Stage, StudyPlan, StudyState
 from trainer.target_store import make_targets
 from trainer.targets import TargetsConfig

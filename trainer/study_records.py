@@ -18,7 +18,8 @@ from dla_cache.spec import canonical_json
 from dla_cache.store import LatentStore
 from trainer.answers import Answers, read_answers
 from trainer.checkpoint import write_atomically
-from trainer.run_folder import RunResult, read_record
+from trainer.records import read_record
+from trainer.run_folder import RunResult
 from trainer.study import StudyFolder, TargetsRecord, targets_record
 from trainer.study_plan import PlannedRun, StudyState, latents_of
 

@@ -17,7 +17,7 @@ from pydantic import Field, Json, ValidationError, field_validator, model_valida
 
 from dla_cache.errors import StudyError, name_some
 from dla_cache.spec import StrictModel, read_yaml
-from trainer.scores import Metric
+from trainer.records import Metric
 from trainer.study_spec import StudySpec
 
 SPEC_NAME = "spec.yaml"

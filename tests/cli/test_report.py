@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 from cli import page_store
 from cli.page import write_page
 from cli.page_charts import NARROW, WIDE, dot_chart, line_chart, spread
-from cli.page_curves import Curve, CurvePoint
-from cli.page_intervals import Estimate, over_images, student_t
+from cli.page_intervals import over_images, over_seeds
 from cli.page_rerun import plan_rerun
+from cli.page_values import Curve, CurvePoint, Estimate
 from cli.report import report
 from dla_cache.errors import CheckpointError, DlaError, RecipeMismatchError, StoreError
 from dla_cache.sources import SourceEntry
@@ -138,9 +138,10 @@ def test_a_curve_over_seeds_is_their_mean_at_every_step(runs, tmp_path):
         assert (point.low, point.high) == pytest.approx((point.value - half, point.value + half), rel=1e-4)
 
 
-@pytest.mark.parametrize(("freedom", "t"), [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (120, 1.980)])
-def test_students_t_is_that_of_the_tables(freedom, t):
-    assert student_t(freedom) == pytest.approx(t, abs=5e-4)
+@pytest.mark.parametrize(("n", "t"), [(2, 12.706), (3, 4.303), (4, 3.182), (5, 2.776), (10, 2.262)])
+def test_the_interval_over_seeds_is_the_t_of_the_tables_times_the_standard_error(n, t):
+    values = [0.5 + 0.01 * (-1) ** k * k for k in range(n)]
+    assert over_seeds(values).half == pytest.approx(t * statistics.stdev(values) / n**0.5, rel=2e-4)
 
 
 def test_one_run_has_wilsons_interval_over_the_validation_images_of_its_store(runs, tmp_path):

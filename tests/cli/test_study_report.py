@@ -5,6 +5,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -240,3 +242,11 @@ def test_a_page_says_which_arms_are_one_and_the_same_run(tmp_path):
     text = ReadPage((folder / PAGE_NAME).read_text()).text
     assert "messy and kd share 30 of 30 runs" in text
     assert "kd and image-only share" not in text
+
+
+def test_a_report_is_made_without_what_trains(folder, tmp_path):
+    code = "import sys; from cli.main import app; app(sys.argv[1:], standalone_mode=False); print(*sys.modules)"
+    command = [sys.executable, "-c", code, "study", "report", str(folder), "--out", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (tmp_path / PAGE_NAME).exists()
+    assert {"torch", "transformers", "zarr"}.isdisjoint(ended.stdout.splitlines()[-1].split())
