@@ -7,13 +7,13 @@ Each repeat draws a data set, trains teachers on latents and teachers on control
 and asks one question: do students of the first beat those of the second? The source of the control knows patterns that
 no image shows. In one regime the other source knows those that are there; in the other it is one more that does not,
 so that nothing at all tells the two arms apart. Two more studies have an error planted in them. Run it again to go on
-where it stopped.
+where it stopped; a study that `calibration.json` has is not conducted again, so half of them can be another machine's.
 """
 
 import argparse
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ from bench.trimodal import write_trimodal
 from cli.render import ProgressReporter, print_table
 from cli.signals import stop_on_signals
 from cli.study_notes import notes_of
-from dla_cache.spec import Modality
+from dla_cache.errors import SpecError
+from dla_cache.spec import Modality, StrictModel
 from dla_cache.store import open_store
+from trainer.checkpoint import write_atomically
 from trainer.pool import WorkerPool
+from trainer.records import read_record
 from trainer.study import StudyFolder, do_job, run_study
 from trainer.study_plan import StudyPlan, store_facts
 from trainer.study_records import build_seconds, write_study
@@ -61,8 +64,7 @@ class Size:
     teacher_seeds: int
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(StrictModel):
     """What one study said."""
 
     regime: str
@@ -76,6 +78,15 @@ class Finding:
     high: float
     notes: tuple[str, ...]
     """What the page calls attention to."""
+
+
+class Calibration(StrictModel):
+    """`calibration.json`: all that was found so far."""
+
+    seeds: int
+    teacher_seeds: int
+    findings: tuple[Finding, ...] = ()
+    planted: tuple[Finding, ...] = ()
 
 
 def spec_of(repeat: int, size: Size, objective: dict[str, Any]) -> StudySpec:
@@ -120,7 +131,16 @@ def find(regime: str, repeat: int, place: Path) -> Finding:
     low, high = planned.estimate.interval(results.table.spec.confidence)
     notes = tuple(f"{head} {text}" for head, text in notes_of(results, None))
     mean = planned.estimate.mean
-    return Finding(regime, repeat, planned.verdict, planned.evidence.is_different, mean, low, high, notes)
+    return Finding(
+        regime=regime,
+        repeat=repeat,
+        word=planned.verdict,
+        is_found=planned.evidence.is_different,
+        points=mean,
+        low=low,
+        high=high,
+        notes=notes,
+    )
 
 
 def calibrate(
@@ -128,17 +148,25 @@ def calibrate(
     pool: WorkerPool,
     repeats: int,
     size: Size,
-    on_progress: Callable[[int, int, str], None] = lambda _done, _total, _note: None,
+    known: Sequence[Finding] = (),
+    on_found: Callable[[list[Finding]], None] = lambda _findings: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Finding]:
-    """So many studies of each regime, each of a data set and seeds of its own."""
-    findings: list[Finding] = []
+    """So many studies of each regime, each of a data set and seeds of its own.
+
+    Args:
+        known: what was found before; these are not conducted again.
+        on_found: is told all findings so far.
+    """
+    findings = list(known)
     for repeat in range(repeats):
         for regime, source in REGIMES.items():
+            if (regime, repeat) in {(one.regime, one.repeat) for one in findings}:
+                continue
             folder = out / f"{source}-{repeat}"
             write_trimodal(folder, repeat, {Modality.DEPTH: source, Modality.AUDIO: CONTROL})
             findings.append(find(regime, repeat, conduct(folder, spec_of(repeat, size, KD), pool, should_stop)))
-            on_progress(len(findings), repeats * len(REGIMES), findings[-1].word)
+            on_found(findings)
     return findings
 
 
@@ -154,7 +182,7 @@ def plant(out: Path, pool: WorkerPool, size: Size, should_stop: Callable[[], boo
     ]
 
 
-def show(findings: list[Finding], planted: list[Finding]) -> None:
+def show(findings: Sequence[Finding], planted: Sequence[Finding]) -> None:
     """The table of the regimes, and what was said of the planted errors."""
     rows = []
     for regime in REGIMES:
@@ -179,18 +207,36 @@ def main() -> None:
     parser.add_argument("--teacher-seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     size = Size(options.seeds, options.teacher_seeds)
+    path = options.out / "calibration.json"
+    known = Calibration(seeds=size.seeds, teacher_seeds=size.teacher_seeds)
+    if path.exists():
+        known = read_record(path, Calibration)
+        if (known.seeds, known.teacher_seeds) != (size.seeds, size.teacher_seeds):
+            raise SpecError(
+                f"`{path}` has studies of {known.seeds} seeds and {known.teacher_seeds} teachers",
+                hint=f"add `--seeds {known.seeds} --teacher-seeds {known.teacher_seeds}`, or choose another `--out`",
+            )
+
+    def keep(findings: Sequence[Finding], planted: Sequence[Finding] = ()) -> None:
+        record = known.model_copy(update={"findings": tuple(findings), "planted": tuple(planted)})
+        write_atomically(path, record.model_dump_json(indent=1).encode() + b"\n")
+
     with (
         stop_on_signals() as should_stop,
         WorkerPool(do_job, options.processes, options.out / "logs") as pool,
         ProgressReporter("calibrate", "studies") as reporter,
     ):
-        findings = calibrate(options.out, pool, options.repeats, size, reporter.update, should_stop)
-        planted = plant(options.out, pool, size, should_stop)
+
+        def found(findings: list[Finding]) -> None:
+            keep(findings, known.planted)
+            total, before = options.repeats * len(REGIMES), len(known.findings)
+            reporter.update(len(findings), total, findings[-1].word, found=before)
+
+        findings = calibrate(options.out, pool, options.repeats, size, known.findings, found, should_stop)
+        planted = known.planted or plant(options.out, pool, size, should_stop)
+    keep(findings, planted)
     show(findings, planted)
-    record = {"findings": [asdict(one) for one in findings], "planted": [asdict(one) for one in planted]}
-    (options.out / "calibration.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

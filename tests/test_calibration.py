@@ -24,7 +24,10 @@ def test_planted_errors_are_noticed(pool, tmp_path):
 
 
 def test_a_study_finds_what_latents_add_and_nothing_where_they_add_nothing(pool, tmp_path):
-    something, nothing = calibrate(tmp_path, pool, 1, Size(seeds=2, teacher_seeds=2))
+    told = []
+    something, nothing = calibrate(tmp_path, pool, 1, Size(seeds=2, teacher_seeds=2), on_found=told.append)
+    assert calibrate(tmp_path / "again", pool, 1, Size(seeds=2, teacher_seeds=2), told[-1]) == [something, nothing]
+    assert not (tmp_path / "again").exists()
     assert something.points > 5
     assert not nothing.is_found
     assert nothing.low < 0 < nothing.high
