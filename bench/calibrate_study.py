@@ -1,7 +1,7 @@
 """What studies find where there is nothing to be found, and where there is something: many studies, each on data of
 its own.
 
-    python -m bench.calibrate_study --out calibration [--repeats 40]
+    python -m bench.calibrate_study --out calibration [--repeats 40 --effect-repeats 10]
 
 Each repeat draws a data set, trains teachers on latents and teachers on control latents, distils students from both,
 and asks one question: do students of the first beat those of the second? The source of the control knows patterns that
@@ -12,7 +12,8 @@ where it stopped; a study that `calibration.json` has is not conducted again, so
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from bench.trimodal import write_trimodal
 from cli.render import ProgressReporter, print_table
 from cli.signals import stop_on_signals
 from cli.study_notes import notes_of
-from dla_cache.errors import SpecError
+from dla_cache.errors import SpecError, WorkInterrupted
 from dla_cache.spec import Modality, StrictModel
 from dla_cache.store import open_store
 from trainer.checkpoint import write_atomically
@@ -34,7 +35,9 @@ from trainer.study_results import analyse
 from trainer.study_spec import StudySpec
 from trainer.study_table import read_study
 
-REGIMES = {"add something": "patterns-0", "add nothing": "patterns-2"}
+EFFECT, NULL = "add something", "add nothing"
+
+REGIMES = {EFFECT: "patterns-0", NULL: "patterns-2"}
 """What the latents do for students, and the source that does so."""
 
 CONTROL = "patterns-1"
@@ -146,23 +149,25 @@ def find(regime: str, repeat: int, place: Path) -> Finding:
 def calibrate(
     out: Path,
     pool: WorkerPool,
-    repeats: int,
+    repeats: Mapping[str, int],
     size: Size,
     known: Sequence[Finding] = (),
     on_found: Callable[[list[Finding]], None] = lambda _findings: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Finding]:
-    """So many studies of each regime, each of a data set and seeds of its own.
+    """Studies of each regime, each of a data set and seeds of its own.
 
     Args:
+        repeats: how many, by regime.
         known: what was found before; these are not conducted again.
         on_found: is told all findings so far.
     """
     findings = list(known)
-    for repeat in range(repeats):
-        for regime, source in REGIMES.items():
-            if (regime, repeat) in {(one.regime, one.repeat) for one in findings}:
+    for repeat in range(max(repeats.values())):
+        for regime, n_repeats in repeats.items():
+            if repeat >= n_repeats or (regime, repeat) in {(one.regime, one.repeat) for one in findings}:
                 continue
+            source = REGIMES[regime]
             folder = out / f"{source}-{repeat}"
             write_trimodal(folder, repeat, {Modality.DEPTH: source, Modality.AUDIO: CONTROL})
             findings.append(find(regime, repeat, conduct(folder, spec_of(repeat, size, KD), pool, should_stop)))
@@ -172,7 +177,7 @@ def calibrate(
 
 def plant(out: Path, pool: WorkerPool, size: Size, should_stop: Callable[[], bool] = lambda: False) -> list[Finding]:
     """A study with a loss term that is all but dropped, and one whose test labels are counted from one."""
-    sources = {Modality.DEPTH: REGIMES["add something"], Modality.AUDIO: CONTROL}
+    sources = {Modality.DEPTH: REGIMES[EFFECT], Modality.AUDIO: CONTROL}
     write_trimodal(out / "dropped", 0, sources)
     write_trimodal(out / "shifted", 0, sources, labels_shifted=True)
     dropped = spec_of(0, size, {**KD, "rkd": {"weight": 1e-6}})
@@ -202,12 +207,14 @@ def main() -> None:
     """Conducts every study that is not there yet, prints the table and writes `calibration.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench-out/calibration"))
-    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=40, help="of the regime where latents add nothing")
+    parser.add_argument("--effect-repeats", type=int, default=10, help="of the one where they add something")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--teacher-seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     size = Size(options.seeds, options.teacher_seeds)
+    repeats = {EFFECT: options.effect_repeats, NULL: options.repeats}
     path = options.out / "calibration.json"
     known = Calibration(seeds=size.seeds, teacher_seeds=size.teacher_seeds)
     if path.exists():
@@ -230,14 +237,17 @@ def main() -> None:
 
         def found(findings: list[Finding]) -> None:
             keep(findings, known.planted)
-            total, before = options.repeats * len(REGIMES), len(known.findings)
-            reporter.update(len(findings), total, findings[-1].word, found=before)
+            total = sum(repeats.values())
+            reporter.update(len(findings), total, findings[-1].word, found=len(known.findings))
 
-        findings = calibrate(options.out, pool, options.repeats, size, known.findings, found, should_stop)
+        findings = calibrate(options.out, pool, repeats, size, known.findings, found, should_stop)
         planted = known.planted or plant(options.out, pool, size, should_stop)
     keep(findings, planted)
     show(findings, planted)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except WorkInterrupted as interrupted:
+        sys.exit(str(interrupted))

@@ -144,7 +144,8 @@ def audit_notes(audit: LeakAudit) -> list[tuple[str, str]]:
         notes.append(("Leak.", "The test split is among those whose latents' statistics a model may know."))
     if audit.test_in_selection:
         notes.append(("Leak.", "The test split is among those that steps and settings were chosen on."))
-    notes += [
-        (f"About {one.source}.", f"{one.told[:1].upper()}{one.told[1:]}.") for one in audit.modalities if one.saw_labels
-    ]
+    saw = [one for one in audit.modalities if one.saw_labels]
+    if saw:
+        told = [f"{one.modality}{f' of {one.store}' if one.store else ''}, {one.told}" for one in saw]
+        notes.append(("Saw labels.", f"{'; '.join(told)}."))
     return notes

@@ -205,6 +205,7 @@ def render(page: StudyPage) -> str:
     filters = {
         "percent": lambda value: f"{value:.1f}",
         "share": lambda share: share_in_words(share).replace(" ", "\u00a0"),
+        "setting": lambda value: f"{value:.4g}" if isinstance(value, float) else str(value),
         "whole_percent": lambda fraction: f"{100 * fraction:g}",
         "whole_p": lambda text: text.replace("p < ", "p\u00a0<\u00a0").replace("p = ", "p\u00a0=\u00a0"),
         "count": lambda number: f"{number:,.0f}",

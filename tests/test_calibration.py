@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bench.calibrate_study import Size, calibrate, plant
+from bench.calibrate_study import EFFECT, NULL, Size, calibrate, plant
 from bench.trimodal import CLASSES, patterns, write_trimodal
 from dla_cache.spec import Modality
 from trainer.pool import WorkerPool
@@ -24,9 +24,9 @@ def test_planted_errors_are_noticed(pool, tmp_path):
 
 
 def test_a_study_finds_what_latents_add_and_nothing_where_they_add_nothing(pool, tmp_path):
-    told = []
-    something, nothing = calibrate(tmp_path, pool, 1, Size(seeds=2, teacher_seeds=2), on_found=told.append)
-    assert calibrate(tmp_path / "again", pool, 1, Size(seeds=2, teacher_seeds=2), told[-1]) == [something, nothing]
+    told, once = [], {EFFECT: 1, NULL: 1}
+    something, nothing = calibrate(tmp_path, pool, once, Size(seeds=2, teacher_seeds=2), on_found=told.append)
+    assert calibrate(tmp_path / "again", pool, once, Size(seeds=2, teacher_seeds=2), told[-1]) == [something, nothing]
     assert not (tmp_path / "again").exists()
     assert something.points > 5
     assert not nothing.is_found

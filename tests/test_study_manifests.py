@@ -74,11 +74,22 @@ def test_the_planned_pairs_of_a_study_have_runs_in_common(path: Path, tmp_path: 
         assert teachers[0] == teachers[1] or {None} in teachers
 
 
-@pytest.mark.parametrize("path", [path for path in PATHS if path.stem not in NO_CLAIMS], ids=lambda path: path.stem)
-def test_the_main_arms_have_ten_seeds_with_three_teachers_and_their_leaks_are_marked(path: Path) -> None:
+each_claim = pytest.mark.parametrize(
+    "path", [path for path in PATHS if path.stem not in NO_CLAIMS], ids=lambda path: path.stem
+)
+
+
+@each_claim
+def test_what_a_claim_is_about_has_ten_seeds_with_three_teachers_and_a_control_of_it_five(path: Path) -> None:
     spec = read_yaml(path, StudySpec)
-    assert {len(spec.final_seeds(name)) for name in MAIN_ARMS} == {10}
+    arms, n_seeds = (("kd", "messy"), 5) if path.stem.endswith("-controls") else (MAIN_ARMS, 10)
+    assert {len(spec.final_seeds(name)) for name in arms} == {n_seeds}
     assert len(spec.all_teacher_seeds) == 3
+
+
+@each_claim
+def test_arms_whose_latents_know_the_class_are_marked_and_no_others(path: Path) -> None:
+    spec = read_yaml(path, StudySpec)
     leaking = {name for name in spec.arms if spec.store_of(name) in ("shuffled-within", "label-embedding")}
     assert leaking
     assert all(is_label_informed(spec, name) for name in leaking)
@@ -88,7 +99,15 @@ def test_the_main_arms_have_ten_seeds_with_three_teachers_and_their_leaks_are_ma
 
 # Caltech101 and ImageNet-100 have the arms of Imagenette.
 @pytest.mark.parametrize(
-    "study", ["smoke", "relief-digits", "relief-digits-explore", "imagenette", "cifar100-replication"]
+    "study",
+    [
+        "smoke",
+        "relief-digits",
+        "relief-digits-controls",
+        "relief-digits-explore",
+        "imagenette",
+        "cifar100-replication",
+    ],
 )
 def test_every_arm_of_a_study_has_a_model_and_objectives_that_fit_its_teachers(study: str, tmp_path: Path) -> None:
     path = MANIFESTS / "studies" / f"{study}.yaml"

@@ -113,9 +113,10 @@ def test_controls_stand_beside_the_arm_whose_settings_they_have(shown):
 
 
 def test_the_audit_is_shown_where_it_is_there(shown, folder, tmp_path):
-    page, _, _ = shown
+    page, _, written = shown
     assert "1 of 1,600, in 1 pair of hashes" in page.text
     assert "It saw labels." in page.text
+    assert ("Saw labels.", "audio, paired by class.") in written.notes
     for name in ("spec.yaml", "runs.csv", "images.csv"):
         shutil.copy(folder / name, tmp_path)
     write_study_page(tmp_path, tmp_path)
@@ -202,6 +203,15 @@ def test_more_terms_than_colours_share_some_but_never_within_one_arm():
     assert list(styles) == list(dict.fromkeys(term for arm in arms for term in arm))
     assert {style.colour for style in styles.values()} == set(range(N_COLOURS))
     assert all(len({styles[term].colour for term in arm}) == 3 for arm in arms)
+
+
+def test_a_setting_that_extending_reached_is_shown_in_four_digits(tmp_path):
+    spec = SPEC.replace("[0.5, 1, 2]", "[0.1, 0.3333333333333333, 1]")
+    folder = write_study(tmp_path, spec, truth=TRUTH)
+    write_study_page(folder, folder)
+    text = ReadPage((folder / PAGE_NAME).read_text()).text
+    assert "0.1, 0.3333, 1" in text
+    assert "0.33333" not in text.replace("0.3333333333333333, 1]", "")
 
 
 def test_the_edges_that_settings_lie_at_are_one_note(tmp_path):
