@@ -187,8 +187,8 @@ def plant(out: Path, pool: WorkerPool, size: Size, should_stop: Callable[[], boo
     ]
 
 
-def show(findings: Sequence[Finding], planted: Sequence[Finding]) -> None:
-    """The table of the regimes, and what was said of the planted errors."""
+def rows_of(findings: Sequence[Finding]) -> list[tuple[str, str, str, str, str]]:
+    """A line a regime: studies, how many found a difference, the mean over them, and how many intervals hold it."""
     rows = []
     for regime in REGIMES:
         mine = [one for one in findings if one.regime == regime]
@@ -198,7 +198,13 @@ def show(findings: Sequence[Finding], planted: Sequence[Finding]) -> None:
         rows.append(
             (regime, str(len(mine)), f"{found} ({100 * found / len(mine):.0f} %)", f"{mean:+.2f}", str(covered))
         )
-    print_table(("latents that", "studies", "found a difference", "mean, points", "intervals that hold it"), rows)
+    return rows
+
+
+def show(findings: Sequence[Finding], planted: Sequence[Finding]) -> None:
+    """The table of the regimes, and what was said of the planted errors."""
+    columns = ("latents that", "studies", "found a difference", "mean, points", "intervals that hold it")
+    print_table(columns, rows_of(findings))
     for one in planted:
         print(f"{one.regime}: {'; '.join(one.notes) or 'nothing was noticed'}")
 

@@ -53,7 +53,7 @@ class ProgressReporter:
         """`done` of `total` units are finished, `found` of them before this began; `note` says what is under way."""
         self._done, self._total, self._note, self._found = done, total, note, found
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, rate=f"{self._rate:.1f} {self.unit}/s", note=note)
+            self._bar.update(self._task, completed=done, total=total, rate=self._rate_in_words, note=note)
         elif not self._is_silent and time.monotonic() - self._last_line >= LINE_INTERVAL_S:
             self._write_line()
 
@@ -62,13 +62,22 @@ class ProgressReporter:
         """Units a second since this began."""
         return (self._done - self._found) / max(time.monotonic() - self._started, 1e-9)
 
+    @property
+    def _rate_in_words(self) -> str:
+        """The rate by the second, or by the minute where that would be next to nothing."""
+        is_slow = 0 < self._rate < 0.1
+        return f"{60 * self._rate:.1f} {self.unit}/min" if is_slow else f"{self._rate:.1f} {self.unit}/s"
+
     def _write_line(self) -> None:
         self._last_line = time.monotonic()
-        left_s = (self._total - self._done) / max(self._rate, 1e-9)
-        state = f"{left_s:.0f} s left" if left_s else f"{time.monotonic() - self._started:.1f} s"
+        left = self._total - self._done
+        if left:
+            state = f"{left / self._rate:.0f} s left" if self._rate > 0 else "time left unknown"
+        else:
+            state = f"{time.monotonic() - self._started:.1f} s"
         note = f", {self._note}" if self._note else ""
         print(
-            f"{self.title}: {self._done}/{self._total} {self.unit}, {self._rate:.1f} {self.unit}/s, {state}{note}",
+            f"{self.title}: {self._done}/{self._total} {self.unit}, {self._rate_in_words}, {state}{note}",
             file=sys.stderr,
             flush=True,
         )

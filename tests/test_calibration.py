@@ -1,13 +1,19 @@
 """The calibration of studies, as small as it can be; in full size it is `make bench-study`."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from bench.calibrate_study import EFFECT, NULL, Size, calibrate, plant
+from bench.calibrate_study import EFFECT, NULL, Calibration, Size, calibrate, plant, rows_of
 from bench.trimodal import CLASSES, patterns, write_trimodal
 from dla_cache.spec import Modality
 from trainer.pool import WorkerPool
+from trainer.records import read_record
 from trainer.study import do_job
+
+
+SHIPPED = Path(__file__).parents[1] / "docs" / "studies" / "calibration"
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +54,17 @@ def test_a_made_data_set_is_the_same_to_the_byte_when_it_is_written_again(tmp_pa
     assert [path.read_bytes() for path in one if path.is_file()] == [
         path.read_bytes() for path in other if path.is_file()
     ]
+
+
+def test_the_page_of_the_calibration_in_full_size_says_what_its_record_says():
+    record = read_record(SHIPPED / "calibration.json", Calibration)
+    page = " ".join((SHIPPED / "README.md").read_text(encoding="utf-8").split())
+    for row in rows_of(record.findings):
+        assert f"| {' | '.join(row)} |" in page
+    for planted in record.planted:
+        assert planted.notes
+        assert [note for note in planted.notes if note not in page] == []
+    nothing = [one.is_found for one in record.findings if one.regime == NULL]
+    assert len(nothing) == 40
+    assert sum(nothing) <= 2
+    assert all(one.is_found for one in record.findings if one.regime == EFFECT)

@@ -22,6 +22,21 @@ def test_without_a_terminal_a_line_comes_now_and_then_and_one_at_the_end(
     assert lines[-1].startswith("build: 10/10 images")
 
 
+def test_a_slow_rate_is_told_by_the_minute_and_time_left_only_when_it_is_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(cli.render.time, "monotonic", lambda: now)
+    with ProgressReporter("study", "runs") as reporter:
+        now = 600.0
+        reporter.update(90, 120, found=90)
+        now = 1200.0
+        reporter.update(110, 120, found=90)
+    found, moving, _ = capsys.readouterr().err.splitlines()
+    assert found == "study: 90/120 runs, 0.0 runs/s, time left unknown"
+    assert moving == "study: 110/120 runs, 1.0 runs/min, 600 s left"
+
+
 def test_nothing_is_said_of_no_work(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressReporter("build", "images"):
         pass
