@@ -12,7 +12,6 @@ from trainer.pool import WorkerPool
 from trainer.records import read_record
 from trainer.study import do_job
 
-
 SHIPPED = Path(__file__).parents[1] / "docs" / "studies" / "calibration"
 
 
