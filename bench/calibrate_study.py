@@ -203,7 +203,7 @@ def rows_of(findings: Sequence[Finding]) -> list[tuple[str, str, str, str, str]]
 
 def show(findings: Sequence[Finding], planted: Sequence[Finding]) -> None:
     """The table of the regimes, and what was said of the planted errors."""
-    columns = ("latents that", "studies", "found a difference", "mean, points", "intervals that hold it")
+    columns = ("latents that", "studies", "found a difference", "mean, points", "intervals that hold this mean")
     print_table(columns, rows_of(findings))
     for one in planted:
         print(f"{one.regime}: {'; '.join(one.notes) or 'nothing was noticed'}")
