@@ -192,6 +192,8 @@ def rows_of(findings: Sequence[Finding]) -> list[tuple[str, str, str, str, str]]
     rows = []
     for regime in REGIMES:
         mine = [one for one in findings if one.regime == regime]
+        if not mine:
+            continue
         mean = sum(one.points for one in mine) / len(mine)
         found = sum(one.is_found for one in mine)
         covered = sum(one.low <= mean <= one.high for one in mine)

@@ -19,6 +19,8 @@ class Control:
     """What stands in the place of the latents, in words."""
     against: Comparison | None
     """The arm that it is like minus this one; None for that one itself, or where they have no runs in common."""
+    is_reversed: bool = False
+    """Whether the planned comparisons have this one minus the arm that it is like."""
 
 
 def controls_of(results: StudyResults) -> tuple[tuple[Control, ...], ...]:
@@ -35,7 +37,11 @@ def controls_of(results: StudyResults) -> tuple[tuple[Control, ...], ...]:
                 pair.second: pair for pair in results.comparisons if pair.first == name and pair.fraction == fraction
             }
             lines = [Control(arm, latents_of(results, name), None)]
-            lines += [Control(there[other], latents_of(results, other), pairs.get(other)) for other in alike]
+            planned_first = {first for first, second in spec.comparisons if second == name}
+            lines += [
+                Control(there[other], latents_of(results, other), pairs.get(other), is_reversed=other in planned_first)
+                for other in alike
+            ]
             groups.append(tuple(lines))
     return tuple(groups)
 

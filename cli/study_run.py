@@ -18,7 +18,8 @@ from dla_cache.remote import is_remote
 
 if TYPE_CHECKING:
     from cli.study_stores import OpenedStore
-    from trainer.study_plan import StudyState
+    from dla_cache.store import LatentStore
+    from trainer.study_plan import StudyPlan, StudyState
 
 
 def run_command(
@@ -50,7 +51,7 @@ def run_command(
     from trainer.run_folder import locked_run
     from trainer.study import StudyFolder, run_study
     from trainer.study_plan import StudyPlan, no_stores
-    from trainer.study_records import write_study
+    from trainer.study_records import read_groups, write_study
     from trainer.study_spec import StudySpec
 
     said = load_yaml(spec_path)
@@ -75,13 +76,17 @@ def run_command(
         facts = {name: one.facts for name, one in stores.items()}
         built = {name: one.build_seconds for name, one in stores.items()}
         folder = StudyFolder(StudyPlan(spec, facts, out.absolute(), base=base))
+        groups = None if spec.groups is None else base / spec.groups
+        if groups is not None:
+            read_groups(groups, tested_images(folder.plan, stores[None].store))
         was_done = folder.is_whole
         try:
             with ProgressReporter("study", "runs") as reporter:
                 show = from_found(reporter)
                 state = run_study(folder, n_processes=processes, on_progress=show, should_stop=should_stop)
         finally:  # whatever ended it: a page of what is there can be made
-            place = write_study(folder, text, built, None if spec.groups is None else base / spec.groups)
+            forget_another(out / "study", spec.name, text)
+            place = write_study(folder, text, built, groups)
         if not (was_done and (place / AUDIT_NAME).exists()):
             write_audit(place, stores, state)
     if as_json:
@@ -90,6 +95,30 @@ def run_command(
     n_runs = Counter(run.stage for run in state.runs)
     typer.echo(f"{counted(n_runs['final'], 'final run')}, {counted(n_runs['tuning'], 'run')} of tuning")
     typer.echo(f"what was found: {place}")
+
+
+def tested_images(plan: "StudyPlan", store: "LatentStore") -> list[str]:
+    """IDs of the images that every arm is tested on."""
+    splits = plan.arms.config(next(iter(plan.spec.arms)), {}, None).roles.test
+    return [row.image_id for row in store.rows if row.split in splits and not row.removed]
+
+
+def forget_another(place: Path, name: str, text: str) -> None:
+    """Removes what was made of another spec than this one, so that no audit or page stands beside runs that it is not
+    of; of another study it says so. Runs stay: they are nobody's."""
+    from cli.study_page import PAGE_NAME, TABLES_NAME
+    from dla_cache.spec import load_yaml
+    from trainer.leak_audit import AUDIT_NAME
+    from trainer.study_table import SPEC_NAME
+
+    path = place / SPEC_NAME
+    if not path.exists() or path.read_text(encoding="utf-8") == text:
+        return
+    there = load_yaml(path).get("name")
+    if there != name:
+        typer.echo(f"note: `{place}` held the tables of `{there}`; those of `{name}` take their place", err=True)
+    for made in (AUDIT_NAME, PAGE_NAME, TABLES_NAME):
+        (place / made).unlink(missing_ok=True)
 
 
 def write_audit(place: Path, stores: "Mapping[str | None, OpenedStore]", state: "StudyState") -> None:

@@ -67,6 +67,7 @@ def open_stores(
         if entry.path is not None:
             places[name] = place_of(entry.path, base)
             opened[name] = open_store(places[name])
+            check_images(name, opened[name], opened[None])
             continue
         if entry.source is not None:
             folder = build_of_source(name, entry, out, should_stop)
@@ -78,6 +79,23 @@ def open_stores(
         name: OpenedStore(store, store_facts(store, places[name], images), build_seconds(store))
         for name, store in opened.items()
     }
+
+
+def check_images(name: str, store: "LatentStore", own: "LatentStore") -> None:
+    """Looks whether a store has the images of the study's own, in whatever order: runs are paired by them, and the
+    leak audit looks at those alone.
+
+    Raises:
+        SpecError: if an image, its bytes, label or split differ.
+    """
+    rows = [{(row.image_id, row.sha256, row.split, row.label, row.removed) for row in one.rows} for one in (store, own)]
+    differing = sorted({row[0] for row in rows[0] ^ rows[1]})
+    if differing:
+        raise SpecError(
+            f"`stores.{name}` is not of the same images as the study's own store, or not with the same splits and "
+            f"labels: {len(differing)} differ, {name_some(differing)}",
+            hint="build it from the same manifest; what was removed from one store, remove from the other",
+        )
 
 
 def place_of(place: str, base: Path) -> str:

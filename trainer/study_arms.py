@@ -37,6 +37,14 @@ class ArmConfigs:
                     " by itself",
                 )
 
+        for pair in () if spec.label_fractions else spec.comparisons:
+            shares = [self.config(name, {}, None).label_fraction for name in pair]
+            if shares[0] != shares[1]:
+                raise SpecError(
+                    f"`comparisons` pairs `{pair[0]}` of {shares[0]:g} of the labels and `{pair[1]}` of {shares[1]:g}",
+                    hint="give both the same `label_fraction`, or the study `label_fractions`: every arm has each",
+                )
+
     def views(self, name: str, settings: Settings) -> ViewConfig:
         """What an arm says of views, which those of its stored targets are to be."""
         fields = self._fields(name, settings, {"teacher": "none"})

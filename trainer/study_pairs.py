@@ -122,12 +122,12 @@ def is_label_informed(spec: StudySpec, name: str) -> bool:
     """Whether an arm's latents saw labels: its note says so, its store is such a control, or it learns from such an
     arm."""
     store = spec.store_of(name)
-    above = spec.learns_from(name)
+    above = [one for one in (spec.learns_from(name), *spec.beside(name)) if one is not None]
     notes = [spec.arms[one].note or "" for one in spec.likeness(name)]
     return (
         any(LABEL_INFORMED in note for note in notes)
         or (store is not None and spec.stores[store].control in CONTROLS_OF_LABELS)
-        or (above is not None and is_label_informed(spec, above))
+        or any(is_label_informed(spec, one) for one in above)
     )
 
 

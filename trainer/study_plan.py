@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+from dla_cache.errors import SpecError
 from dla_cache.spec import canonical_json
 from dla_cache.store import LatentStore
 from trainer.config import RunConfig
@@ -153,6 +154,7 @@ class StudyPlan:
         self.arms = ArmConfigs(spec, base)
         self._runtime: dict[str, Any] = {"device": spec.device, "threads": spec.threads}
         self._made: dict[tuple[Any, ...], PlannedRun] = {}
+        self._weights: dict[str, str] = {}
 
     def state(self, validation: Validation) -> StudyState:
         """The runs that can be said by now: all but those whose settings wait for other runs."""
@@ -285,6 +287,7 @@ class StudyPlan:
                 "targets": None if targets is None else targets.key,
             }
             | ({"beside": {one.arm: one.key for one in run.beside}} if run.beside else {})
+            | self._pretrained(config.model)
         )
         places: dict[str, Any] = {"store": store.place, "images": store.images, "output": str(self.folder_of(key))}
         if targets is not None:
@@ -300,6 +303,23 @@ class StudyPlan:
             update={"teacher": None, "teachers": None, "targets": None, **places, **self._runtime}
         )
         return replace(run, key=key, config=config, targets=targets)
+
+    def _pretrained(self, model: Mapping[str, Any]) -> dict[str, str]:
+        """What of pretrained weights is in an address: their content, or where they are not on this machine (as for a
+        dry run; no run begins without them) the names that `model` gives them."""
+        from trainer.classifiers import pretrained_facts
+        from trainer.pretrained import with_places
+
+        named: list[str] = []
+        with_places(model, named.append)
+        known = canonical_json(dict(model))
+        if named and known not in self._weights:
+            try:
+                facts = pretrained_facts(model)
+            except SpecError:
+                facts = None
+            self._weights[known] = " ".join(named) if facts is None else facts.sha256
+        return {"pretrained": self._weights[known]} if named else {}
 
     def _targets(self, run: PlannedRun, store: StudyStore) -> PlannedTargets | None:
         asked = self.spec.targets_of(run.arm)

@@ -7,7 +7,7 @@ settings were chosen. They are written anew from the run folders whenever a stud
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,10 @@ def write_study(
                 f"run `{run.name}` was tested on other images than the runs before it",
                 hint="give all arms the same `roles.test`, and stores of the same images",
             )
+    tested = image_lines(images, groups)
     write_atomically(place / SPEC_NAME, spec_text.encode())
     write_atomically(place / RUNS_NAME, table(RUN_COLUMNS, lines))
-    write_atomically(place / IMAGES_NAME, table(IMAGE_COLUMNS, image_lines(images, groups)))
+    write_atomically(place / IMAGES_NAME, table(IMAGE_COLUMNS, tested))
     write_atomically(place / SELECTION_NAME, json.dumps(selection(folder, state), indent=1).encode())
     return place
 
@@ -161,30 +162,31 @@ def image_lines(images: Answers | None, groups: Path | None) -> list[list[str]]:
     """The cells of `images.csv`: none before a final run is done."""
     if images is None:
         return []
-    group_of = {} if groups is None else read_groups(groups)
-    lacking = [image_id for image_id in images.image_ids if groups is not None and image_id not in group_of]
-    if lacking:
-        raise SpecError(
-            f"`{groups}` has no group of {len(lacking)} test images: {name_some(lacking)}", hint="name one for each"
-        )
+    group_of = {} if groups is None else read_groups(groups, images.image_ids)
     pairs = zip(images.image_ids, images.labels, strict=True)
     return [[image_id, label, group_of.get(image_id, "")] for image_id, label in pairs]
 
 
-def read_groups(path: Path) -> dict[str, str]:
+def read_groups(path: Path, image_ids: Collection[str]) -> dict[str, str]:
     """Image ID → group.
 
     Raises:
-        SpecError: if the file is no table of image_id and group.
+        SpecError: if the file is no table of image_id and group, or has none of one of these images.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
             lines = list(csv.DictReader(file))
-        return {line["image_id"]: line["group"] for line in lines}
+        group_of = {line["image_id"]: line["group"] for line in lines}
     except (OSError, UnicodeError, csv.Error, KeyError) as error:
         raise SpecError(
             f"`{path}` is no table of image_id and group: {error}", hint="a CSV file with these two columns"
         ) from error
+    lacking = [image_id for image_id in image_ids if image_id not in group_of]
+    if lacking:
+        raise SpecError(
+            f"`{path}` has no group of {len(lacking)} test images: {name_some(lacking)}", hint="name one for each"
+        )
+    return group_of
 
 
 def selection(folder: StudyFolder, state: StudyState) -> dict[str, Any]:

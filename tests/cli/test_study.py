@@ -2,12 +2,18 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from cli.study_run import forget_another
+from cli.study_stores import check_images
+from dla_cache.errors import SpecError
+from dla_cache.manifest import write_manifest
 from dla_cache.spec import read_yaml
+from dla_cache.store import open_store
 from tests.trainer.toy_study import ARMS, describe
 from trainer.study_spec import StudySpec
 
@@ -65,6 +71,43 @@ def test_what_cannot_be_run_is_one_message_with_a_hint_and_nothing_is_trained(dl
     assert told in ended.stderr
     assert "hint: " in ended.stderr
     assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_groups_that_lack_a_test_image_are_refused_before_anything_is_trained(dla, spec, tmp_path):
+    (tmp_path / "groups.csv").write_text("image_id,group\nnobody,1\n")
+    ended = dla("study", "run", spec(groups="groups.csv"), "--out", tmp_path / "out")
+    assert ended.exit_code == 1
+    assert "has no group of 4 test images" in ended.stderr
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_a_store_of_other_images_than_the_study_s_is_refused_and_one_in_another_order_is_not(dla, spec, tiny, tmp_path):
+    lacking, *others = tiny.manifest.rows()
+    few = write_manifest(tmp_path / "few.parquet", others, tiny.manifest.class_names)
+    stores = {"few": replace(few, root=tiny.images), "turned": tiny.reverse(tiny.manifest)}
+    for name, manifest in stores.items():
+        tiny.build(manifest, tmp_path / f"{name}.zarr")
+    own = open_store(tiny.store)
+    check_images("turned", open_store(tmp_path / "turned.zarr"), own)
+    with pytest.raises(SpecError, match=r"`stores\.few` is not of the same images"):
+        check_images("few", open_store(tmp_path / "few.zarr"), own)
+    ended = dla("study", "run", spec(stores={"few": {"path": str(tmp_path / "few.zarr")}}), "--out", tmp_path / "out")
+    assert ended.exit_code == 1
+    assert f"1 differ, `{lacking.image_id}`" in ended.stderr
+
+
+def test_what_was_made_of_another_spec_does_not_stay_beside_the_runs_of_this_one(tmp_path, capsys):
+    made = [tmp_path / name for name in ("audit.json", "report.html", "tables.csv")]
+    for path in made:
+        path.write_text("of another")
+    (tmp_path / "spec.yaml").write_text("name: one\n")
+    forget_another(tmp_path, "one", "name: one\n")
+    assert all(path.exists() for path in made)
+    forget_another(tmp_path, "one", "name: one\nseeds: 3\n")
+    assert not any(path.exists() for path in made)
+    assert capsys.readouterr().err == ""
+    forget_another(tmp_path, "other", "name: other\n")
+    assert "held the tables of `one`; those of `other` take their place" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_study_has_no_status(dla, tmp_path):

@@ -224,6 +224,15 @@ def test_the_edges_that_settings_lie_at_are_one_note(tmp_path):
     assert [text for word, text in notes if word == "Edge of the grid."] == [told]
 
 
+def test_a_control_whose_comparison_is_planned_the_other_way_round_is_not_said_to_lack_runs(tmp_path):
+    spec = re.sub(r"comparisons: .*", "comparisons: [[messy-within, messy]]", RICH).replace("seeds: 3", "seeds: 4")
+    folder = write_study(tmp_path, spec, truth=RICH_TRUTH)
+    assert write_study_page(folder, folder).controls[1][1].is_reversed
+    text = ReadPage((folder / PAGE_NAME).read_text()).text
+    assert "planned as this minus " in text
+    assert "no common runs" not in text
+
+
 def test_a_page_of_one_seed_or_of_no_comparison_claims_nothing(tmp_path):
     spec = re.sub(r"comparisons: .*", "comparisons: []", SPEC).replace("seeds: 10", "seeds: 1")
     folder = write_study(tmp_path, spec, truth=TRUTH, n_images=80)

@@ -7,6 +7,7 @@ from tests.trainer.test_study_plan import all_runs
 from tests.trainer.toy_study import ARMS, KD, make_plan, make_spec
 from trainer.run import train_run
 from trainer.study import StudyFolder, jobs_of
+from trainer.study_pairs import is_label_informed
 from trainer.study_records import upstream_seconds
 
 PROBE = {"run": {"kind": "probe", "model": {"hidden": 8}}, "role": "teacher"}
@@ -30,6 +31,15 @@ def test_a_run_of_several_arms_learns_from_the_same_seed_of_each(tiny):
         assert run.config.teachers == {one.arm: one.config.output for one in run.all_upstream}
         assert list(run.config.teachers) == ["probe", "teacher"]
         assert run.config.teacher is None
+
+
+def test_an_arm_is_label_informed_by_whichever_of_its_teachers_saw_labels(tiny):
+    told = {"probe": {**PROBE, "note": "label-informed"}}
+    ways = [("teacher", ["probe"]), ("probe", ["teacher"])]
+    for above, beside in ways:
+        both = {**BOTH, "learns_from": above, "beside": beside}
+        assert is_label_informed(make_spec(tiny, more={**told, "both": both}), "both")
+        assert not is_label_informed(make_spec(tiny, more={"probe": PROBE, "both": both}), "both")
 
 
 def test_each_of_the_arms_beside_is_part_of_a_run_s_address_and_other_runs_keep_theirs(tiny):

@@ -1,9 +1,11 @@
 """Which runs a study is made of, and what makes one the same as another."""
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 
 import pytest
+from transformers import ViTConfig, ViTForImageClassification
 
 from dla_cache.errors import SpecError
 from tests.trainer.toy_study import ARMS, KD, make_plan
@@ -81,6 +83,28 @@ def test_two_arms_that_ask_for_the_same_run_share_it_and_another_setting_is_anot
     plan = make_plan(tiny, None, more={"twin": {"run": run}, "other": {"run": {**run, "labelled_per_batch": 2}}})
     assert keys(plan, "alone") == keys(plan, "twin")
     assert not set(keys(plan, "alone")) & set(keys(plan, "other"))
+
+
+def test_runs_of_other_pretrained_weights_are_other_runs_wherever_these_lie(tiny, tmp_path):
+    def students_of(place):
+        run = {**ARMS["alone"]["run"], "model": {"pretrained": str(place)}}
+        return keys(make_plan(tiny, None, more={"new": {"run": run}}), "new")
+
+    for name in ("one", "other"):
+        size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        ViTForImageClassification(ViTConfig(**size, image_size=8, patch_size=4)).save_pretrained(tmp_path / name)
+    shutil.copytree(tmp_path / "one", tmp_path / "moved")
+    assert students_of(tmp_path / "one") == students_of(tmp_path / "moved")
+    assert not set(students_of(tmp_path / "one")) & set(students_of(tmp_path / "other"))
+    # A dry run needs no weights.
+    assert not set(students_of("owner/one")) & set(students_of("owner/other"))
+
+
+def test_a_planned_pair_with_unequal_shares_of_the_labels_is_refused_before_anything_is_trained(tiny):
+    few = {"few": {"run": {**ARMS["alone"]["run"], "label_fraction": 0.5}}}
+    make_plan(tiny, None, more=few)
+    with pytest.raises(SpecError, match=r"`alone` of 1 of the labels and `few` of 0\.5"):
+        make_plan(tiny, None, more=few, comparisons=[["alone", "few"]])
 
 
 def test_a_changed_teacher_changes_its_students_and_nobody_else(tiny):
