@@ -36,7 +36,6 @@ class ArmConfigs:
                     hint="give `roles.test` once, in `base`: arms are compared image by image, and tuning leaves it out"
                     " by itself",
                 )
-
         for pair in () if spec.label_fractions else spec.comparisons:
             shares = [self.config(name, {}, None).label_fraction for name in pair]
             if shares[0] != shares[1]:

@@ -15,7 +15,9 @@ from typing import Any, Literal
 from dla_cache.errors import SpecError
 from dla_cache.spec import canonical_json
 from dla_cache.store import LatentStore
+from trainer.classifiers import pretrained_facts
 from trainer.config import RunConfig
+from trainer.pretrained import with_places
 from trainer.run_folder import digest_of_rows, identity_of
 from trainer.study_arms import ArmConfigs
 from trainer.study_spec import StudySpec
@@ -307,9 +309,6 @@ class StudyPlan:
     def _pretrained(self, model: Mapping[str, Any]) -> dict[str, str]:
         """What of pretrained weights is in an address: their content, or where they are not on this machine (as for a
         dry run; no run begins without them) the names that `model` gives them."""
-        from trainer.classifiers import pretrained_facts
-        from trainer.pretrained import with_places
-
         named: list[str] = []
         with_places(model, named.append)
         known = canonical_json(dict(model))
